@@ -61,8 +61,8 @@ void gemm(EigenCpu&, ProductTag<p>, View<TA, 2> a, View<TB, 2> b, View<TC, 2> c,
 
 /// Primitive. gemm for each entry of the first dimension.
 template <Product p, class TA, class TB, class TC>
-void batched_gemm(EigenCpu& backend, ProductTag<p> tag, View<TA, 3> a, View<TB, 3> b,
-                  View<TC, 3> c, Output output) {
+void batched_gemm(EigenCpu& backend, ProductTag<p> tag, View<TA, 3> a, View<TB, 3> b, View<TC, 3> c,
+                  Output output) {
   check_equal("batched_gemm", "batch of a", a.extent(0), "batch of c", c.extent(0));
   check_equal("batched_gemm", "batch of b", b.extent(0), "batch of c", c.extent(0));
   for (Index i = 0; i < c.extent(0); ++i) gemm(backend, tag, a[i], b[i], c[i], output);

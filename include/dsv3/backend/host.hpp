@@ -16,12 +16,12 @@ struct HostMemory {};
 /// Primitive. Memory of the backend, aligned to 64 bytes, not initialised.
 /// Errors   std::bad_alloc.
 inline void* allocate(HostMemory&, Index bytes) {
-  return ::operator new(static_cast<std::size_t>(bytes), std::align_val_t{64});
+  return ::operator new (static_cast<std::size_t>(bytes), std::align_val_t{64});
 }
 
 /// Primitive. Returns what allocate gave.
-inline void deallocate(HostMemory&, void* memory, Index bytes) noexcept {
-  ::operator delete(memory, static_cast<std::size_t>(bytes), std::align_val_t{64});
+inline void deallocate(HostMemory&, void* memory, Index /*bytes*/) noexcept {
+  ::operator delete (memory, std::align_val_t{64});
 }
 
 /// Primitive. Copies host memory into the backend's.
@@ -106,7 +106,8 @@ struct SerialTeam {
 /// Primitive. Stable counting sort of the pairs (t, k) by topk_idx(t, k); pair p = t * K + k.
 ///
 /// Shapes   topk_idx [T, K], values in [0, E); offsets [E + 1]; pair_of_slot [T * K]; slot_of_pair
-///          [T, K]. Slots offsets[e] ... offsets[e + 1] - 1 hold expert e's pairs in ascending order.
+///          [T, K]. Slots offsets[e] ... offsets[e + 1] - 1 hold expert e's pairs in ascending
+///          order.
 inline void sort_by_expert(HostMemory&, View<const std::int32_t, 2> topk_idx,
                            View<Index, 1> offsets, View<std::int32_t, 1> pair_of_slot,
                            View<std::int32_t, 2> slot_of_pair) {

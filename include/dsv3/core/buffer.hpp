@@ -6,8 +6,8 @@
 
 namespace dsv3 {
 
-/// Bytes allocated from a backend and returned to it by the destructor. The backend must outlive it.
-/// Errors   what the backend's allocate throws.
+/// Bytes allocated from a backend and returned to it by the destructor. The backend must outlive
+/// it. Errors   what the backend's allocate throws.
 template <class Backend>
 class Buffer {
  public:

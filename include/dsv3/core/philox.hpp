@@ -31,9 +31,9 @@ struct Philox {
 
   /// Four 32-bit words for one 128-bit counter (its upper half is zero).
   DSV3_HD constexpr Block operator()(std::uint64_t counter) const {
-    return rounds({{static_cast<std::uint32_t>(counter), static_cast<std::uint32_t>(counter >> 32),
-                    0, 0}},
-                  key[0], key[1]);
+    return rounds(
+        {{static_cast<std::uint32_t>(counter), static_cast<std::uint32_t>(counter >> 32), 0, 0}},
+        key[0], key[1]);
   }
 
   /// The bare function, for the published test vectors.
@@ -72,8 +72,8 @@ DSV3_HD inline float normal_quantile(double p) {
   const auto q = static_cast<float>(p - 0.5);
   if (q >= -0.425f && q <= 0.425f) {
     const float r = fma(-q, q, 0.180625f);
-    const float above = fma(fma(fma(59.109374720f, r, 159.29113202f), r, 50.434271938f), r,
-                            3.3871327179f);
+    const float above =
+        fma(fma(fma(59.109374720f, r, 159.29113202f), r, 50.434271938f), r, 3.3871327179f);
     const float below = fma(fma(fma(67.187563600f, r, 78.757757664f), r, 17.895169469f), r, 1.0f);
     return q * (above / below);
   }

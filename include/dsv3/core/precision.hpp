@@ -8,12 +8,12 @@ namespace dsv3 {
 /// Everything in double: gradient checks against finite differences.
 struct Fp64 {
   static constexpr const char* name = "fp64";
-  using master = double;      ///< weights as the optimizer sees them, and their gradients
-  using weight = double;      ///< weights as operands of products, norms, embedding, head and gate
-  using residual = double;    ///< the residual stream
-  using activation = double;  ///< everything else between blocks
-  using accumulator = double; ///< sums inside products, gate, softmax, statistics, losses
-  using moment = double;      ///< AdamW's two moments
+  using master = double;       ///< weights as the optimizer sees them, and their gradients
+  using weight = double;       ///< weights as operands of products, norms, embedding, head and gate
+  using residual = double;     ///< the residual stream
+  using activation = double;   ///< everything else between blocks
+  using accumulator = double;  ///< sums inside products, gate, softmax, statistics, losses
+  using moment = double;       ///< AdamW's two moments
 };
 
 /// Everything in float.

@@ -44,8 +44,9 @@ struct View {
 
   /// A view of T may be read as a view of const T.
   template <class U>
-    requires(std::is_same_v<const U, T> && !std::is_same_v<U, T>)
-  DSV3_HD constexpr View(const View<U, Rank>& other) : data(other.data) {
+  requires(std::is_same_v<const U, T> && !std::is_same_v<U, T>) DSV3_HD
+      constexpr View(const View<U, Rank>& other)
+      : data(other.data) {
     for (int d = 0; d < Rank; ++d) {
       extents[d] = other.extents[d];
       strides[d] = other.strides[d];
@@ -62,8 +63,7 @@ struct View {
 
   /// The element at one index per dimension. Unchecked.
   template <class... I>
-    requires(sizeof...(I) == Rank)
-  DSV3_HD constexpr T& operator()(I... i) const {
+  requires(sizeof...(I) == Rank) DSV3_HD constexpr T& operator()(I... i) const {
     const Index at[] = {static_cast<Index>(i)...};
     Index offset = at[Rank - 1];  // the last stride is 1, which lets inner loops vectorise
     for (int d = 0; d + 1 < Rank; ++d) offset += at[d] * strides[d];
@@ -87,9 +87,7 @@ struct View {
   }
 
   /// Entry i of the first dimension, with one dimension less.
-  DSV3_HD constexpr View<T, Rank - 1> operator[](Index i) const
-    requires(Rank > 1)
-  {
+  DSV3_HD constexpr View<T, Rank - 1> operator[](Index i) const requires(Rank > 1) {
     View<T, Rank - 1> part;
     if (data) part.data = data + i * strides[0];
     for (int d = 1; d < Rank; ++d) {
