@@ -1,0 +1,24 @@
+# Flags of dsv3's own programs, and how they are declared.
+add_library(dsv3_development INTERFACE)
+target_link_libraries(dsv3_development INTERFACE dsv3)
+target_compile_options(dsv3_development INTERFACE
+  -Wall -Wextra -Wpedantic -Wconversion -Wshadow $<$<BOOL:${DSV3_WERROR}>:-Werror>)
+if(DSV3_SANITIZE)
+  set(sanitize -fsanitize=${DSV3_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  target_compile_options(dsv3_development INTERFACE ${sanitize})
+  target_link_options(dsv3_development INTERFACE ${sanitize})
+endif()
+if(DSV3_COVERAGE)
+  target_compile_options(dsv3_development INTERFACE --coverage)
+  target_link_options(dsv3_development INTERFACE --coverage)
+endif()
+
+# Sets `variable` to whether `header` is there; says which Debian package holds it where it is not.
+function(dsv3_find_header variable header package)
+  find_path(${variable}_DIR ${header})
+  if(NOT ${variable}_DIR)
+    message(WARNING "${header} not found (Debian: ${package}): what needs it is left out. "
+                    "cmake/install-dependencies.sh installs it")
+  endif()
+  set(${variable} "${${variable}_DIR}" PARENT_SCOPE)
+endfunction()
