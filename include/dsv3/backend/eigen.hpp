@@ -29,15 +29,6 @@ RowMajor<A> eigen_matrix(const View<T, 2>& view) {
   return matrix;
 }
 
-template <Product p>
-void check_product(const char* caller, Index a0, Index a1, Index b0, Index b1, Index c0, Index c1) {
-  constexpr bool left = p == Product::tn, right = p == Product::nt;
-  check_equal(caller, left ? "columns of a" : "rows of a", left ? a1 : a0, "rows of c", c0);
-  check_equal(caller, right ? "rows of b" : "columns of b", right ? b0 : b1, "columns of c", c1);
-  check_equal(caller, left ? "rows of a" : "columns of a", left ? a0 : a1,
-              right ? "columns of b" : "rows of b", right ? b1 : b0);
-}
-
 }  // namespace detail
 
 /// Primitive. The matrix product that the tag names; operands may have rows apart, and differ in

@@ -1,0 +1,241 @@
+// The tuned backend for CPUs: the threads of one machine, packed products, fused attention.
+#pragma once
+
+#include <algorithm>
+#include <dsv3/backend/cpu/features.hpp>
+#include <dsv3/backend/cpu/thread_pool.hpp>
+#include <dsv3/backend/cpu/tile.hpp>
+#include <dsv3/backend/host.hpp>
+#include <dsv3/core/buffer.hpp>
+#include <dsv3/core/product.hpp>
+
+namespace dsv3 {
+
+/// Tag and context in one: the first argument of every primitive, passed by reference. Owns its
+/// threads (1 starts none) and a workspace of fixed size for each; primitives allocate nothing.
+///
+/// Deterministic: the bits of a result depend on the operands and on the lengths of its sums, not
+/// on the number of threads, nor on what else is computed in the same call. They are promised for
+/// one binary, not across instruction sets.
+///
+/// One caller at a time; several objects live side by side.
+///
+/// Errors   std::invalid_argument for a number of threads outside [1, 4096]; std::runtime_error
+///          when the processor cannot run what was compiled; std::bad_alloc, std::system_error.
+class Cpu : public HostMemory {
+ public:
+  static constexpr int max_threads = 4096;
+
+  explicit Cpu(int threads = default_threads())
+      : pool_(checked(threads)), workspace_(*this, workspace_bytes(threads)) {}
+  Cpu(const Cpu&) = delete;
+  Cpu& operator=(const Cpu&) = delete;
+
+  int threads() const { return pool_.threads(); }
+
+  /// The threads that the machine runs at once.
+  static int default_threads() {
+    const unsigned n = std::thread::hardware_concurrency();
+    return n == 0 ? 1 : static_cast<int>(std::min(n, unsigned{max_threads}));
+  }
+
+  /// Bytes of workspace that a Cpu of so many threads owns.
+  static constexpr Index workspace_bytes(int threads) {
+    return detail::TileLimits::bytes * threads;
+  }
+
+  /// The workspace of one thread: workspace_bytes(1) bytes, aligned to 64.
+  std::byte* workspace(int worker) const {
+    return static_cast<std::byte*>(workspace_.data()) + workspace_bytes(1) * worker;
+  }
+
+  /// body(first, last, worker) for chunks of at most `chunk` units that cover [0, count), in any
+  /// order; worker, in [0, threads()), is the thread that runs it. Not to be nested.
+  /// Errors   the first exception of a body, after every thread has left the loop.
+  template <class Body>
+  void parallel(Index count, Index chunk, Body body) {
+    pool_.run(count, chunk, body);
+  }
+
+ private:
+  static int checked(int threads) {
+    check_at_most("Cpu", "one", 1, "threads", threads);
+    check_at_most("Cpu", "threads", threads, "max_threads", max_threads);
+    require(cpu_features());
+    return threads;
+  }
+
+  detail::ThreadPool pool_;
+  Buffer<HostMemory> workspace_;
+};
+
+/// Primitive. Calls body(team, row) for every row in [0, rows), in any order.
+template <class Body>
+void for_each_row(Cpu& cpu, Index rows, Body body) {
+  const Index chunk = std::max<Index>(1, rows / (Index{8} * cpu.threads()));
+  cpu.parallel(rows, chunk, [&](Index first, Index last, int) {
+    for (Index row = first; row < last; ++row) body(SerialTeam{}, row);
+  });
+}
+
+namespace detail {
+
+// How the output of a product is cut into units of work. Bits do not depend on it.
+struct Tiling {
+  Index rows, columns;
+
+  template <class Kernel>
+  static Tiling choose(Index m, Index n, Index groups, int threads) {
+    constexpr Index height = Kernel::S::rows, width = 2 * Kernel::S::lanes;
+    auto split = [](Index size, Index most, Index unit) {
+      const Index parts = std::max<Index>(1, (size + most - 1) / most);
+      return std::min(most, ((size + parts - 1) / parts + unit - 1) / unit * unit);
+    };
+    Tiling t{split(m, TileLimits::rows, height), split(n, TileLimits::columns, width)};
+    t.rows = std::max(t.rows, height);
+    t.columns = std::max(t.columns, width);
+    const Index wanted = threads > 1 ? Index{4} * threads : 1;
+    while (t.tiles(m, n) * groups < wanted && t.columns > 2 * width)
+      t.columns = split(t.columns, t.columns / 2 / width * width, width);
+    return t;
+  }
+
+  Index across(Index n) const { return (n + columns - 1) / columns; }
+  Index tiles(Index m, Index n) const { return (m + rows - 1) / rows * across(n); }
+};
+
+// Tile `tile` of a product.
+template <class TA, class TB, class TC>
+void run_tile(const Tiling& tiling, const ProductOf<TA, TB, TC>& product, Index tile, bool add,
+              std::byte* workspace) {
+  const Index i = tile / tiling.across(product.columns) * tiling.rows;
+  const Index j = tile % tiling.across(product.columns) * tiling.columns;
+  product_tile(product, i, std::min(tiling.rows, product.rows - i), j,
+               std::min(tiling.columns, product.columns - j), add, workspace);
+}
+
+template <Product p, class TA, class TB, class TC>
+auto product_of(View<TA, 2> a, View<TB, 2> b, View<TC, 2> c) {
+  using A = std::remove_const_t<TA>;
+  using B = std::remove_const_t<TB>;
+  constexpr bool left = p == Product::tn, right = p == Product::nt;
+  return ProductOf<A, B, TC>{{a.data, a.strides[0], !left},
+                             {b.data, b.strides[0], right},
+                             c.data,
+                             c.strides[0],
+                             c.extent(0),
+                             c.extent(1),
+                             left ? a.extent(0) : a.extent(1)};
+}
+
+// Products too small to wake another thread for.
+constexpr Index serial_product = Index{1} << 19;
+
+// `groups` products of which c has the same shape: product(g).
+template <class Products>
+void run_products(Cpu& cpu, Index groups, Index m, Index n, Index depth, bool add,
+                  const Products& product) {
+  if (groups == 0 || m == 0 || n == 0) return;
+  using One = decltype(product(0));
+  const int threads =
+      groups * m * n * std::max<Index>(1, depth) > serial_product ? cpu.threads() : 1;
+  const auto tiling = Tiling::choose<typename One::Kernel>(m, n, groups, threads);
+  const Index each = tiling.tiles(m, n), all = each * groups;
+  cpu.parallel(all, threads == 1 ? all : 1, [&](Index first, Index last, int worker) {
+    for (Index unit = first; unit < last; ++unit)
+      run_tile(tiling, product(unit / each), unit % each, add, cpu.workspace(worker));
+  });
+}
+
+// One product for each expert, of as many rows as it has: product(e, first row, rows).
+template <class Products>
+void run_ragged(Cpu& cpu, View<const Index, 1> offsets, Index n, Index depth, bool add,
+                const Products& product) {
+  if (n == 0) return;
+  using One = decltype(product(0, 0, 0));
+  const Index experts = offsets.extent(0) - 1, rows = offsets(experts) - offsets(0);
+  const int threads = rows * n * std::max<Index>(1, depth) > serial_product ? cpu.threads() : 1;
+  const auto tiling =
+      Tiling::choose<typename One::Kernel>((rows + experts - 1) / experts, n, experts, threads);
+  Index all = 0;
+  for (Index e = 0; e < experts; ++e) all += tiling.tiles(offsets(e + 1) - offsets(e), n);
+  cpu.parallel(all, threads == 1 ? all : 1, [&](Index first, Index last, int worker) {
+    Index before = 0;  // tiles of the experts before e
+    for (Index e = 0; e < experts && before < last; ++e) {
+      const Index count = offsets(e + 1) - offsets(e), tiles = tiling.tiles(count, n);
+      for (Index unit = std::max(first, before); unit < std::min(last, before + tiles); ++unit)
+        run_tile(tiling, product(e, offsets(e), count), unit - before, add, cpu.workspace(worker));
+      before += tiles;
+    }
+  });
+}
+
+}  // namespace detail
+
+/// Primitive. The matrix product that the tag names; operands may have rows apart.
+///
+/// Types    double; float and bf16 in any mixture, also of the output. bf16 products are exact and
+///          summed in float; each element of c is rounded once. Output::add starts from c.
+/// Errors   std::invalid_argument when extents disagree, before anything is written.
+template <Product p, class TA, class TB, class TC>
+void gemm(Cpu& cpu, ProductTag<p>, View<TA, 2> a, View<TB, 2> b, View<TC, 2> c, Output output) {
+  detail::check_product<p>("gemm", a.extent(0), a.extent(1), b.extent(0), b.extent(1), c.extent(0),
+                           c.extent(1));
+  detail::run_products(cpu, 1, c.extent(0), c.extent(1), a.extent(p == Product::tn ? 0 : 1),
+                       output == Output::add,
+                       [&](Index) { return detail::product_of<p>(a, b, c); });
+}
+
+/// Primitive. gemm for each entry of the first dimension.
+template <Product p, class TA, class TB, class TC>
+void batched_gemm(Cpu& cpu, ProductTag<p>, View<TA, 3> a, View<TB, 3> b, View<TC, 3> c,
+                  Output output) {
+  check_equal("batched_gemm", "batch of a", a.extent(0), "batch of c", c.extent(0));
+  check_equal("batched_gemm", "batch of b", b.extent(0), "batch of c", c.extent(0));
+  detail::check_product<p>("batched_gemm", a.extent(1), a.extent(2), b.extent(1), b.extent(2),
+                           c.extent(1), c.extent(2));
+  detail::run_products(cpu, c.extent(0), c.extent(1), c.extent(2),
+                       a.extent(p == Product::tn ? 1 : 2), output == Output::add,
+                       [&](Index i) { return detail::product_of<p>(a[i], b[i], c[i]); });
+}
+
+/// Primitive. One product for each expert, over its rows offsets[e] ... offsets[e + 1] - 1.
+///
+///     nt   c[s, n] = sum_k a[s, k] b[e, n, k]        for rows s of expert e
+///     nn   c[s, n] = sum_k a[s, k] b[e, k, n]
+///     tn   c[e, m, n] = sum_s a[s, m] b[s, n]        over the rows s of expert e
+///
+/// Shapes   offsets [E + 1], in the backend's memory, ascending from 0. An expert without rows has
+///          a zero sum in `tn`.
+/// Types    as gemm.
+/// Errors   std::invalid_argument when extents disagree, before anything is written.
+template <Product p, class TA, class TB, class TC, int RankB, int RankC>
+void grouped_gemm(Cpu& cpu, ProductTag<p>, View<TA, 2> a, View<TB, RankB> b, View<TC, RankC> c,
+                  View<const Index, 1> offsets, Output output) {
+  static_assert(p == Product::tn ? (RankB == 2 && RankC == 3) : (RankB == 3 && RankC == 2),
+                "grouped_gemm: the tensor with one matrix for each expert has rank 3");
+  const Index experts = offsets.extent(0) - 1;
+  if (experts <= 0) return;
+  const bool add = output == Output::add;
+  if constexpr (p == Product::tn) {
+    check_equal("grouped_gemm", "matrices of c", c.extent(0), "experts", experts);
+    check_equal("grouped_gemm", "rows of a", a.extent(0), "rows of b", b.extent(0));
+    check_equal("grouped_gemm", "columns of a", a.extent(1), "rows of each c", c.extent(1));
+    check_equal("grouped_gemm", "columns of b", b.extent(1), "columns of each c", c.extent(2));
+    detail::run_products(
+        cpu, experts, c.extent(1), c.extent(2), a.extent(0) / experts, add, [&](Index e) {
+          const Index first = offsets(e), count = offsets(e + 1) - first;
+          return detail::product_of<p>(a.rows(first, count), b.rows(first, count), c[e]);
+        });
+  } else {
+    check_equal("grouped_gemm", "matrices of b", b.extent(0), "experts", experts);
+    detail::check_product<p>("grouped_gemm", a.extent(0), a.extent(1), b.extent(1), b.extent(2),
+                             c.extent(0), c.extent(1));
+    detail::run_ragged(
+        cpu, offsets, c.extent(1), a.extent(1), add, [&](Index e, Index first, Index count) {
+          return detail::product_of<p>(a.rows(first, count), b[e], c.rows(first, count));
+        });
+  }
+}
+
+}  // namespace dsv3

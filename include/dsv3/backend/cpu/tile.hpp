@@ -1,0 +1,182 @@
+// One tile of a matrix product, computed by one thread.
+#pragma once
+
+#include <algorithm>
+#include <dsv3/backend/cpu/pack.hpp>
+
+namespace dsv3::detail {
+
+// c = sum or c += sum for `Rows` rows and two vectors of columns: a [Rows][a_stride], b one packed
+// panel. The first `skip` rows of c are left alone. Each element is one chain of additions over the
+// steps, whatever Rows is, and that sum is added to c once.
+template <class Kernel, int Rows>
+void micro_kernel(Index steps, const typename Kernel::Packed* a, Index a_stride,
+                  const typename Kernel::Packed* b, typename Kernel::Sum* c, Index c_stride,
+                  int skip, bool add) {
+  using S = typename Kernel::S;
+  constexpr Index lanes = S::lanes, step = Kernel::step;
+  typename S::Vector sum[Rows][2];
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r) sum[r][0] = sum[r][1] = S::zero();
+  for (Index s = 0; s < steps; ++s) {
+    const auto b0 = Kernel::panel(b), b1 = Kernel::panel(b + lanes * step);
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) {
+      const auto x = Kernel::broadcast(a + r * a_stride);
+      sum[r][0] = Kernel::multiply_add(x, b0, sum[r][0]);
+      sum[r][1] = Kernel::multiply_add(x, b1, sum[r][1]);
+    }
+    a += step;
+    b += 2 * lanes * step;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r) {
+    if (r < skip) continue;
+    typename Kernel::Sum* row = c + r * c_stride;
+    if (add) {
+      sum[r][0] = S::add(S::load(row), sum[r][0]);
+      sum[r][1] = S::add(S::load(row + lanes), sum[r][1]);
+    }
+    S::store(row, sum[r][0]);
+    S::store(row + lanes, sum[r][1]);
+  }
+}
+
+// All rows of a block against one panel. The last rows are covered by the smallest kernel that
+// holds them, moved up so that it ends with the block.
+template <class Kernel>
+void multiply_panel(Index rows, Index steps, const typename Kernel::Packed* a, Index a_stride,
+                    const typename Kernel::Packed* b, typename Kernel::Sum* c, Index c_stride,
+                    bool add) {
+  constexpr int most = Kernel::S::rows;
+  Index i = 0;
+  for (; i + most <= rows; i += most)
+    micro_kernel<Kernel, most>(steps, a + i * a_stride, a_stride, b, c + i * c_stride, c_stride, 0,
+                               add);
+  while (i < rows) {
+    const Index left = rows - i;
+    Index size = most;  // the smallest size that holds what is left
+    for (Index smaller : {8, 4, 2, 1})
+      if (smaller < most && smaller >= left) size = smaller;
+    if (size > rows) {  // it does not fit into the block: the largest one that does
+      size = 1;
+      for (Index smaller : {2, 4, 8})
+        if (smaller < most && smaller <= left) size = smaller;
+    }
+    const Index start = size <= left ? i : rows - size;
+    const int skip = static_cast<int>(i - start);
+    const auto* from = a + start * a_stride;
+    auto* to = c + start * c_stride;
+    switch (size) {
+      case 8:
+        micro_kernel<Kernel, 8>(steps, from, a_stride, b, to, c_stride, skip, add);
+        break;
+      case 4:
+        micro_kernel<Kernel, 4>(steps, from, a_stride, b, to, c_stride, skip, add);
+        break;
+      case 2:
+        micro_kernel<Kernel, 2>(steps, from, a_stride, b, to, c_stride, skip, add);
+        break;
+      case 1:
+        micro_kernel<Kernel, 1>(steps, from, a_stride, b, to, c_stride, skip, add);
+        break;
+      default:
+        micro_kernel<Kernel, most>(steps, from, a_stride, b, to, c_stride, skip, add);
+    }
+    i = start + size;
+  }
+}
+
+// to[j] = T(from[j]).
+template <class A, class T>
+void narrow_row(const A* from, T* to, Index n) {
+  Index j = 0;
+  if constexpr (std::is_same_v<T, bf16>)
+    for (; j + Simd<A>::lanes <= n; j += Simd<A>::lanes)
+      Simd<A>::narrow(to + j, Simd<A>::load(from + j));
+  for (; j < n; ++j) to[j] = T(from[j]);
+}
+
+// to[j] = A(from[j]).
+template <class A, class T>
+void widen_row(const T* from, A* to, Index n) {
+  Index j = 0;
+  if constexpr (std::is_same_v<A, float> && (std::is_same_v<T, bf16> || std::is_same_v<T, float>))
+    for (; j + Simd<A>::lanes <= n; j += Simd<A>::lanes)
+      Simd<A>::store(to + j, Simd<A>::load(from + j));
+  for (; j < n; ++j) to[j] = A(from[j]);
+}
+
+// The largest tile, and the memory that computing one takes.
+struct TileLimits {
+  static constexpr Index rows = 480, columns = 256;  // the blocks stay in a level 2 cache of 1 MiB
+  static constexpr Index pad = 64;                   // bytes after each row of the left block
+  static constexpr Index left_bytes = rows * (1024 + pad);
+  static constexpr Index panel_bytes = 32768;
+  static constexpr Index sum_bytes = rows * columns * 4;
+  static constexpr Index bytes = left_bytes + panel_bytes + sum_bytes;
+};
+
+// One matrix product c (+)= sum over k of a(i, k) b(j, k).
+template <class TA, class TB, class TC>
+struct ProductOf {
+  using Kernel = KernelFor<TA, TB, TC>;
+  Operand<TA> a;
+  Operand<TB> b;
+  TC* c;
+  Index c_stride;
+  Index rows, columns, depth;
+};
+
+// The tile [i, i + rows) x [j, j + columns) of a product. K is cut into blocks of Kernel::depth;
+// the sums of the blocks are added in ascending order, starting from c where `add`, in the type of
+// the sums; each element is rounded to TC once. So an element's bits depend on K and on the
+// operands, not on the tile it lies in.
+template <class TA, class TB, class TC>
+void product_tile(const ProductOf<TA, TB, TC>& product, Index i, Index rows, Index j, Index columns,
+                  bool add, std::byte* workspace) {
+  using Kernel = KernelFor<TA, TB, TC>;
+  using P = typename Kernel::Packed;
+  using A = typename Kernel::Sum;
+  constexpr Index width = 2 * Kernel::S::lanes;
+  constexpr Index left_stride = Kernel::depth + TileLimits::pad / static_cast<Index>(sizeof(P));
+  static_assert(left_stride * sizeof(P) <= 1024 + TileLimits::pad);
+  static_assert(Kernel::depth * width * sizeof(P) <= TileLimits::panel_bytes);
+  static_assert(TileLimits::columns % width == 0);
+
+  P* left = reinterpret_cast<P*>(workspace);
+  P* panel = reinterpret_cast<P*>(workspace + TileLimits::left_bytes);
+  A* sums = reinterpret_cast<A*>(workspace + TileLimits::left_bytes + TileLimits::panel_bytes);
+  TC* c = product.c + i * product.c_stride + j;
+  // Whole panels of the sums' own type are written straight to c, all others by way of `sums`.
+  const Index direct = std::is_same_v<TC, A> ? columns / width * width : 0;
+  const Index sums_stride = (columns - direct + width - 1) / width * width;
+
+  if (add)
+    for (Index r = 0; r < rows && direct < columns; ++r) {
+      widen_row(c + r * product.c_stride + direct, sums + r * sums_stride, columns - direct);
+      for (Index s = columns - direct; s < sums_stride; ++s) sums[r * sums_stride + s] = A(0);
+    }
+  Index k = 0;
+  do {  // once where depth is 0: the sum is then 0
+    const Index depth = std::min(Kernel::depth, product.depth - k);
+    const Index steps = (depth + Kernel::step - 1) / Kernel::step;
+    pack_left<Kernel>(product.a, i, rows, k, depth, left, left_stride);
+    for (Index s = 0; s < columns; s += width) {
+      pack_right<Kernel>(product.b, j + s, std::min(width, columns - s), k, depth, panel);
+      A* to = sums + (s - direct);
+      Index stride = sums_stride;
+      if constexpr (std::is_same_v<TC, A>)
+        if (s < direct) {
+          to = c + s;
+          stride = product.c_stride;
+        }
+      multiply_panel<Kernel>(rows, steps, left, left_stride, panel, to, stride, add || k > 0);
+    }
+    k += Kernel::depth;
+  } while (k < product.depth);
+  for (Index r = 0; r < rows && direct < columns; ++r)
+    narrow_row(sums + r * sums_stride, c + r * product.c_stride + direct, columns - direct);
+}
+
+}  // namespace dsv3::detail
