@@ -48,11 +48,16 @@ struct SerialTeam {
   /// f(i) for every i in [0, n), in any order.
   void each(Index n, auto&& f) const {
 #if defined(__clang__)
+#pragma clang diagnostic push
+#pragma clang diagnostic ignored "-Wpass-failed"  // a body that cannot be vectorised is no mistake
 #pragma clang loop vectorize(assume_safety)
 #elif defined(__GNUC__)
 #pragma GCC ivdep
 #endif
     for (Index i = 0; i < n; ++i) f(i);
+#if defined(__clang__)
+#pragma clang diagnostic pop
+#endif
   }
 
   /// f() by one worker of the team.
@@ -70,6 +75,21 @@ struct SerialTeam {
     for (Index i = 0; i < blocked; i += lanes)
       for (Index k = 0; k < lanes; ++k) partial[k] += f(i + k);
     for (Index i = blocked; i < n; ++i) partial[i - blocked] += f(i);
+    for (Index width = lanes / 2; width > 0; width /= 2)
+      for (Index k = 0; k < width; ++k) partial[k] += partial[k + width];
+    return partial[0];
+  }
+
+  /// The sum of f(i) * g(i) over [0, n), each product fused with its addition.
+  auto dot(Index n, auto&& f, auto&& g) const {
+    using A = decltype(f(n));
+    constexpr Index lanes = 16;
+    A partial[lanes] = {};
+    const Index blocked = n - n % lanes;
+    for (Index i = 0; i < blocked; i += lanes)
+      for (Index k = 0; k < lanes; ++k) partial[k] = fma(f(i + k), g(i + k), partial[k]);
+    for (Index i = blocked; i < n; ++i)
+      partial[i - blocked] = fma(f(i), g(i), partial[i - blocked]);
     for (Index width = lanes / 2; width > 0; width /= 2)
       for (Index k = 0; k < width; ++k) partial[k] += partial[k + width];
     return partial[0];

@@ -113,7 +113,7 @@ struct View {
 
 /// A view of the same memory through which nothing is written.
 template <class T, int Rank>
-DSV3_HD constexpr View<const T, Rank> as_const(const View<T, Rank>& view) {
+DSV3_HD constexpr View<const std::remove_const_t<T>, Rank> as_const(const View<T, Rank>& view) {
   return view;
 }
 

@@ -1,0 +1,156 @@
+// A transformer block: latent attention, then a dense MLP or experts, each behind a norm and beside
+// a residual.
+#pragma once
+
+#include <dsv3/nn/mla.hpp>
+#include <dsv3/nn/moe.hpp>
+
+namespace dsv3 {
+
+/// x1 = x + Mla(norm(x));  y = x1 + Ffn(norm(x1)).
+///
+/// Shapes   T tokens, H hidden_size; x and y [T, H].
+/// Types    x and y in P::residual; the rest as Mla, Mlp and Moe.
+/// Source   DeepSeek-V3 section 2.1; spec 2.1 and 2.6.
+template <class P>
+struct Block {
+  using T = typename P::activation;
+  using R = typename P::residual;
+  using W = typename P::weight;
+  using A = typename P::accumulator;
+
+  Mla<P> mla;
+  Moe<P> moe;
+  Index intermediate_size;
+  double rms_norm_eps;
+
+  explicit Block(const ModelConfig& c)
+      : mla(c), moe(c), intermediate_size(c.intermediate_size), rms_norm_eps(c.rms_norm_eps) {}
+
+  /// Either mlp or moe has extents; the other is empty.
+  template <class U>
+  struct Tensors {
+    View<U, 1> input_layernorm;           // [H]
+    View<U, 1> post_attention_layernorm;  // [H] before the FFN
+    typename Mla<P>::template Tensors<U> self_attn;
+    typename Mlp<P>::template Tensors<U> mlp;
+    typename Moe<P>::template Tensors<U> moe;
+
+    constexpr bool is_moe() const { return moe.gate.extent(0) != 0; }
+  };
+
+  template <class U>
+  static Tensors<U> make_tensors(const ModelConfig& c, Index layer, Arena& arena) {
+    Tensors<U> t;
+    t.input_layernorm = arena.take<U>({c.hidden_size});
+    t.post_attention_layernorm = arena.take<U>({c.hidden_size});
+    t.self_attn = Mla<P>::template make_tensors<U>(c, arena);
+    if (c.is_moe(layer))
+      t.moe = Moe<P>::template make_tensors<U>(c, arena);
+    else
+      t.mlp = Mlp<P>::template make_tensors<U>(c.hidden_size, c.intermediate_size, arena);
+    return t;
+  }
+
+  static void for_each_tensor(auto&& f, auto&... t) {
+    f(std::string("input_layernorm.weight"), t.input_layernorm...);
+    f(std::string("post_attention_layernorm.weight"), t.post_attention_layernorm...);
+    Mla<P>::for_each_tensor(
+        [&](const char* name, auto... views) { f(std::string("self_attn.") + name, views...); },
+        t.self_attn...);
+    if ((t.is_moe() || ...))
+      Moe<P>::for_each_tensor(
+          [&](const std::string& name, auto... views) { f("mlp." + name, views...); }, t.moe...);
+    else
+      Mlp<P>::for_each_tensor(
+          [&](const char* name, auto... views) { f(std::string("mlp.") + name, views...); },
+          t.mlp...);
+  }
+
+  /// What forward leaves for backward, beside its input x.
+  struct Saved {
+    View<R, 2> x1;  // [T, H] after attention
+    typename Mla<P>::Saved mla;
+    typename Mlp<P>::Saved mlp;
+    typename Moe<P>::Saved moe;
+  };
+
+  Saved make_saved(Arena& arena, bool is_moe, Index tokens, Index hidden, Index sequences) const {
+    Saved saved;
+    saved.x1 = arena.take<R>({tokens, hidden});
+    saved.mla = mla.make_saved(arena, tokens);
+    if (is_moe)
+      saved.moe = moe.make_saved(arena, tokens, sequences);
+    else
+      saved.mlp = Mlp<P>::make_saved(arena, tokens, intermediate_size);
+    return saved;
+  }
+
+  /// Writes y [T, H] and saved. bias, forced and balance_scale as Moe::forward has them.
+  template <class Backend, class Observer = NoObserver>
+  void forward(Backend& backend, const Tensors<const W>& params, View<const A, 1> bias,
+               View<const std::int32_t, 2> forced, View<const R, 2> x, const Sequences& sequences,
+               View<const A, 3> table, double balance_scale, View<R, 2> y, Saved& saved,
+               Arena& scratch, Observer&& observer = {}) const {
+    const Index tokens = x.extent(0), hidden = x.extent(1);
+    const ArenaScope scope(scratch);
+    const RmsNorm<R, T, W> norm{rms_norm_eps};
+    const auto n = scratch.take<T>({tokens, hidden});    // n1, then n2
+    const auto out = scratch.take<T>({tokens, hidden});  // of attention, then of the FFN
+    norm.forward(backend, {params.input_layernorm}, x, n);
+    mla.forward(backend, params.self_attn, n, sequences, table, out, saved.mla, scratch, observer);
+    observer("attn", as_const(out));
+    for_each_row(backend, tokens, detail::AddRow<R, T, R>{x, out, saved.x1});
+    norm.forward(backend, {params.post_attention_layernorm}, saved.x1, n);
+    if (params.is_moe())
+      moe.forward(backend, params.moe, bias, forced, n, sequences, balance_scale, out, saved.moe,
+                  scratch, observer);
+    else
+      Mlp<P>{}.forward(backend, params.mlp, n, out, saved.mlp, scratch);
+    for_each_row(backend, tokens, detail::AddRow<R, T, R>{saved.x1, out, y});
+    observer("out", as_const(y));
+  }
+
+  /// Replaces dy [T, H], the gradient in the output, by dx, that in the input; adds to grads.
+  template <class Backend>
+  void backward(Backend& backend, const Tensors<const W>& params, View<const R, 2> x,
+                const Saved& saved, const Sequences& sequences, View<const A, 3> table,
+                double balance_scale, View<R, 2> dy, const Tensors<typename P::master>& grads,
+                Arena& scratch) const {
+    const Index tokens = x.extent(0), hidden = x.extent(1);
+    const ArenaScope scope(scratch);
+    const RmsNorm<R, T, W> norm{rms_norm_eps};
+    const auto n = scratch.take<T>({tokens, hidden});
+    const auto dout = scratch.take<T>({tokens, hidden});
+    const auto dn = scratch.take<T>({tokens, hidden});
+    norm.forward(backend, {params.post_attention_layernorm}, saved.x1, n);
+    const View<const T, 2> dffn = as_activation(backend, dy, dout);
+    if (params.is_moe())
+      moe.backward(backend, params.moe, n, saved.moe, sequences, balance_scale, dffn, dn, grads.moe,
+                   scratch);
+    else
+      Mlp<P>{}.backward(backend, params.mlp, n, saved.mlp, dffn, dn, grads.mlp, scratch);
+    norm.backward(backend, {params.post_attention_layernorm}, saved.x1, dn, dy, Output::add,
+                  {grads.post_attention_layernorm}, scratch);
+    norm.forward(backend, {params.input_layernorm}, x, n);
+    const View<const T, 2> dattn = as_activation(backend, dy, dout);
+    mla.backward(backend, params.self_attn, n, saved.mla, sequences, table, dattn, dn,
+                 grads.self_attn, scratch);
+    norm.backward(backend, {params.input_layernorm}, x, dn, dy, Output::add,
+                  {grads.input_layernorm}, scratch);
+  }
+
+ private:
+  // A gradient of the residual stream in the type of the activations.
+  template <class Backend>
+  static View<const T, 2> as_activation(Backend& backend, View<const R, 2> d, View<T, 2> storage) {
+    if constexpr (std::is_same_v<R, T>) {
+      return d;
+    } else {
+      for_each_row(backend, d.extent(0), detail::CastRow<R, T>{d, storage});
+      return storage;
+    }
+  }
+};
+
+}  // namespace dsv3

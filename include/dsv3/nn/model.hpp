@@ -1,0 +1,356 @@
+// Model: a network that owns its weights and its working memory.
+#pragma once
+
+#include <dsv3/backend/dry_run.hpp>
+#include <dsv3/core/buffer.hpp>
+#include <dsv3/nn/initialize.hpp>
+#include <dsv3/nn/transformer.hpp>
+#include <dsv3/train/adamw.hpp>
+#include <string_view>
+
+namespace dsv3 {
+
+/// How a new model is filled.
+struct ModelOptions {
+  std::uint64_t seed = 0;
+  double init_std = 0.006;  ///< of every matrix; norms start at 1, the gate's bias at 0 (spec 8)
+};
+
+/// The losses of a batch, in nats.
+struct Losses {
+  double loss = 0;               ///< mean of -log probability over the labels
+  std::vector<double> mtp_loss;  ///< of each depth, divided by the main model's label count
+  double balance = 0;            ///< sum over MoE layers with alpha = 1
+};
+
+namespace detail {
+// Compares references as template arguments: comparing addresses is no constant expression under
+// some sanitizers.
+template <const ModelConfig& config>
+inline constexpr bool is_static_config = true;
+template <>
+inline constexpr bool is_static_config<runtime_config> = false;
+
+constexpr bool valid_config(const ModelConfig& c) {
+  validate(c);
+  return true;
+}
+}  // namespace detail
+
+/// DeepSeek-V3 (or V2) of any size. With a constexpr config a broken rule does not compile; with
+/// runtime_config the constructor takes the sizes and checks the same rules.
+///
+/// Types    masters and gradients in P::master; where P::weight differs, a rounded copy serves the
+///          products and is renewed after every optimizer step.
+/// Errors   std::invalid_argument naming the broken rule; std::bad_alloc.
+///
+/// Not safe for use from several threads at once: it owns the memory that a pass works in.
+/// Transformer, under it, is const and takes all memory as arguments.
+template <class P, class Backend, const ModelConfig& static_config = runtime_config>
+class Model {
+ public:
+  using Precision = P;
+  using A = typename P::accumulator;
+  using M = typename P::master;
+  using W = typename P::weight;
+  using T = typename P::activation;
+
+  static constexpr bool is_static = detail::is_static_config<static_config>;
+  static_assert(!is_static || detail::valid_config(static_config),
+                "the constexpr ModelConfig breaks a rule: the compiler names it beside this line");
+
+  /// A new model of the sizes of static_config.
+  explicit Model(Backend& backend, const ModelOptions& options = {}) requires is_static
+      : Model(backend, static_config, options, nullptr) {}
+
+  /// A new model. With a constexpr config, `config` must equal it.
+  Model(Backend& backend, const ModelConfig& config, const ModelOptions& options = {})
+      : Model(backend, checked(config), options, nullptr) {}
+
+  const ModelConfig& config() const { return transformer_.config(); }
+  Backend& backend() const { return *backend_; }
+  const Transformer<P>& transformer() const { return transformer_; }
+
+  /// The masters; the weights as operands of products; the gate's biases [MoE layers, E].
+  const ModelTensors<P, M>& masters() const { return masters_; }
+  const ModelTensors<P, const W>& operands() const { return operands_; }
+  View<A, 2> bias() const { return bias_; }
+
+  /// Calls f(checkpoint name, view) for every tensor of a checkpoint: masters in P::master with one
+  /// or two dimensions, and each gate's bias in P::accumulator. After writing to them call
+  /// refresh_operands().
+  void for_each_tensor(auto&& f) const {
+    dsv3::for_each_tensor<P>(f, masters_);
+    if (!config().has_bias()) return;
+    Index moe_layer = 0;
+    for (Index l = 0; l < config().num_hidden_layers + config().num_nextn_predict_layers; ++l)
+      if (config().is_moe(l))
+        f("model.layers." + std::to_string(l) + ".mlp.gate.e_score_correction_bias",
+          bias_[moe_layer++]);
+  }
+
+  /// Bytes of one set of tensors of U, as the model lays them out.
+  template <class U>
+  static Index tensor_bytes(const ModelConfig& config) {
+    Arena arena;
+    ModelTensors<P, U>::make(config, arena);
+    return arena.used();
+  }
+
+  /// Rounds the masters into the operands, where these are a copy.
+  void refresh_operands() {
+    if constexpr (!std::is_same_v<M, W>)
+      dsv3::for_each_tensor<P>(
+          [&](const std::string&, auto master, auto operand) {
+            for_each_row(*backend_, chunks(master.size()),
+                         detail::OperandRow<M, W>{as_const(master.flat()), operand.flat()});
+          },
+          masters_, writable_operands_);
+  }
+
+  /// Rows of kernels that walk a tensor chunk by chunk.
+  static Index chunks(Index elements) {
+    return (elements + detail::optimizer_chunk - 1) / detail::optimizer_chunk;
+  }
+
+  /// The operands as the optimizer writes them; empty views where masters serve.
+  const ModelTensors<P, W>& writable_operands() const { return writable_operands_; }
+
+  /// Logits of every token, in nats, row by row: returns [B * T * vocab_size]; zeros at padding.
+  std::vector<A> logits(const Batch& batch) { return logits(batch, 0); }
+
+  /// Logits of MTP depth k >= 1: returns [B * T * vocab_size], where position t predicts token
+  /// t + k + 1; zeros where there is no such token.
+  std::vector<A> mtp_logits(const Batch& batch, Index depth) {
+    check_at_most("Model::mtp_logits", "least depth", 1, "depth", depth);
+    check_at_most("Model::mtp_logits", "depth", depth, "num_nextn_predict_layers",
+                  config().num_nextn_predict_layers);
+    return logits(batch, depth);
+  }
+
+  /// log p(label) of every token given those before it: returns [B * T], 0 where ignored.
+  std::vector<A> log_probs(const Batch& batch) {
+    require_labels("Model::log_probs", batch);
+    std::vector<A> result(static_cast<std::size_t>(batch.tokens.size()));
+    run(batch, Keep::nothing, [&](auto& backend, const auto& inputs, auto& pass, Arena& arena) {
+      transformer_.forward(backend, operands_, inputs, LossScale{}, Keep::nothing, true, nullptr,
+                           {}, pass, arena);
+      if (arena.counting()) return;
+      const auto& nll = pass.levels[0].nll;
+      std::vector<A> flat(static_cast<std::size_t>(nll.extent(0)));
+      copy_to_host(*backend_, flat.data(), nll.data, bytes_of(nll));
+      for (std::size_t i = 0; i < flat.size(); ++i)
+        result[static_cast<std::size_t>(layout_.source[i])] = -flat[i];
+    });
+    return result;
+  }
+
+  /// The losses of a batch, without gradients.
+  template <class Observer = NoObserver>
+  Losses losses(const Batch& batch, Observer&& observer = {}) {
+    require_labels("Model::losses", batch);
+    Losses result;
+    run(batch, Keep::nothing, [&](auto& backend, const auto& inputs, auto& pass, Arena& arena) {
+      transformer_.forward(backend, operands_, inputs, mean_of(layout_), Keep::nothing, true,
+                           nullptr, {}, pass, arena, observer);
+      if (!arena.counting()) add_losses(pass, result);
+    });
+    return result;
+  }
+
+  /// The losses of a batch, and its gradients, which are added to grads. scale says how a batch
+  /// that is part of a larger one counts; load [MoE layers, E], where given, is added to.
+  template <class Observer = NoObserver>
+  Losses losses_and_gradients(const Batch& batch, const LossScale& scale,
+                              const ModelTensors<P, M>& grads, View<Index, 2> load = {},
+                              bool recompute = false, Observer&& observer = {}) {
+    require_labels("Model::losses_and_gradients", batch);
+    Losses result;
+    const Keep keep = recompute ? Keep::inputs : Keep::all;
+    run(batch, keep, [&](auto& backend, const auto& inputs, auto& pass, Arena& arena) {
+      transformer_.forward(backend, operands_, inputs, scale, keep, true, &grads, load, pass, arena,
+                           observer);
+      transformer_.backward(backend, operands_, inputs, scale, keep, pass, grads, arena);
+      if (!arena.counting()) add_losses(pass, result);
+    });
+    return result;
+  }
+
+  /// The averages of a batch that is a whole step: over its own labels and sequences.
+  LossScale mean_of(const BatchLayout& layout) const {
+    LossScale scale;
+    scale.per_token = layout.targets ? 1 / static_cast<double>(layout.targets) : 0;
+    scale.per_sequence = layout.sequences ? 1 / static_cast<double>(layout.sequences) : 0;
+    return scale;
+  }
+
+  /// Expert choices for the next passes, one [T, K] view for each MoE layer (MTP's last), ascending
+  /// by expert, in the backend's memory; empty: the gates choose.
+  void force_experts(std::vector<View<const std::int32_t, 2>> choices) {
+    if (!choices.empty())
+      check_equal("Model::force_experts", "choices", static_cast<Index>(choices.size()),
+                  "MoE layers", config().moe_layers());
+    forced_ = std::move(choices);
+  }
+
+  /// Bytes that the last pass took from the arena at its peak, as counted before it and as
+  /// measured.
+  Index counted_bytes() const { return counted_; }
+  Index measured_bytes() const { return measured_; }
+
+ private:
+  using Pass = typename Transformer<P>::Pass;
+  using Inputs = typename Transformer<P>::Inputs;
+
+  static const ModelConfig& checked(const ModelConfig& config) {
+    validate(config);
+    if constexpr (is_static)
+      if (!(config == static_config))
+        throw std::invalid_argument(
+            "Model: the given ModelConfig must equal the constexpr one of the model's type");
+    return config;
+  }
+
+  Model(Backend& backend, const ModelConfig& config, const ModelOptions& options, std::nullptr_t)
+      : backend_(&backend),
+        transformer_(config),
+        master_memory_(backend, tensor_bytes<M>(config)),
+        bias_memory_(backend, Arena::bytes<A>(config.moe_layers() * config.n_routed_experts)) {
+    Arena masters(master_memory_.data(), master_memory_.bytes());
+    masters_ = ModelTensors<P, M>::make(config, masters);
+    if constexpr (std::is_same_v<M, W>) {
+      Arena again(master_memory_.data(), master_memory_.bytes());
+      operands_ = ModelTensors<P, const W>::make(config, again);
+      Arena none;
+      writable_operands_ = ModelTensors<P, W>::make(config, none);
+    } else {
+      operand_memory_ = Buffer<Backend>(backend, tensor_bytes<W>(config));
+      Arena first(operand_memory_.data(), operand_memory_.bytes());
+      Arena again(operand_memory_.data(), operand_memory_.bytes());
+      writable_operands_ = ModelTensors<P, W>::make(config, first);
+      operands_ = ModelTensors<P, const W>::make(config, again);
+    }
+    bias_ = View<A, 2>(static_cast<A*>(bias_memory_.data()),
+                       {config.has_bias() ? config.moe_layers() : 0, config.n_routed_experts});
+    fill_zero(backend, bias_memory_.data(), bias_memory_.bytes());
+    initialize(options);
+    refresh_operands();
+  }
+
+  void initialize(const ModelOptions& options) {
+    dsv3::for_each_tensor<P>(
+        [&]<int Rank>(const std::string& name, View<M, Rank> weight) {
+          if constexpr (Rank == 1)
+            for_each_row(*backend_, 1, detail::ConstantRow<M>{M(1), weight});
+          else
+            for_each_row(*backend_, weight.extent(0),
+                         detail::NormalRow<M>{Philox(options.seed, hash_name(name)),
+                                              options.init_std, weight});
+        },
+        masters_);
+  }
+
+  static void require_labels(const char* caller, const Batch& batch) {
+    if (!batch.labels.data)
+      throw std::invalid_argument(std::string(caller) +
+                                  ": labels of the batch (0) must equal its "
+                                  "tokens (" +
+                                  std::to_string(batch.tokens.size()) + ")");
+  }
+
+  template <class T1, int Rank>
+  static Index bytes_of(const View<T1, Rank>& v) {
+    return v.size() * static_cast<Index>(sizeof(T1));
+  }
+
+  void add_losses(const Pass& pass, Losses& result) {
+    std::vector<A> loss(static_cast<std::size_t>(pass.loss.extent(0)));
+    std::vector<A> balance(static_cast<std::size_t>(pass.balance.extent(0)));
+    copy_to_host(*backend_, loss.data(), pass.loss.data, bytes_of(pass.loss));
+    copy_to_host(*backend_, balance.data(), pass.balance.data, bytes_of(pass.balance));
+    result.loss = static_cast<double>(loss[0]);
+    result.mtp_loss.clear();
+    for (std::size_t k = 1; k < loss.size(); ++k)
+      result.mtp_loss.push_back(static_cast<double>(loss[k]));
+    result.balance = 0;
+    for (const A value : balance) result.balance += static_cast<double>(value);
+  }
+
+  std::vector<A> logits(const Batch& batch, Index level) {
+    const Index V = config().vocab_size;
+    std::vector<A> result(static_cast<std::size_t>(batch.tokens.size() * V));
+    run(batch, Keep::nothing, [&](auto& backend, const auto& inputs, auto& pass, Arena& arena) {
+      transformer_.forward(backend, operands_, inputs, LossScale{}, Keep::nothing, false, nullptr,
+                           {}, pass, arena);
+      const auto& h = pass.levels[static_cast<std::size_t>(level)].h;
+      const Index n = h.extent(0), most = Head<P>::chunk_tokens(V);
+      const auto z = arena.take<A>({n < most ? n : most, V});
+      for (Index first = 0; first < n && !arena.counting(); first += most) {
+        const Index count = n - first < most ? n - first : most;
+        Head<P>{}.logits(*backend_, operands_.lm_head, as_const(h.rows(first, count)),
+                         z.rows(0, count));
+        for (Index i = 0; i < count; ++i)
+          copy_to_host(*backend_, result.data() + source_of(level, first + i) * V, z.data + i * V,
+                       V * static_cast<Index>(sizeof(A)));
+      }
+    });
+    return result;
+  }
+
+  // The place b * T + t of a token of some level.
+  Index source_of(Index level, Index token) const {
+    auto at = static_cast<std::size_t>(token);
+    for (auto k = static_cast<std::size_t>(level); k > 0; --k)
+      at = static_cast<std::size_t>(layout_.levels[k].row[at]);
+    return layout_.source[at];
+  }
+
+  // Lays the batch out, counts what the pass takes, and runs it in that much memory.
+  void run(const Batch& batch, Keep, auto&& pass_of) {
+    layout_.assign(batch, config());
+    Arena counting;
+    DryRun<Backend> dry{*backend_};
+    pass_of(dry, make_inputs(dry, counting), pass_, counting);
+    counted_ = counting.peak();
+    if (arena_memory_.bytes() < counted_) {
+      arena_memory_ = Buffer<Backend>();  // the old block goes before the new one comes
+      arena_memory_ = Buffer<Backend>(*backend_, counted_);
+    }
+    Arena arena(arena_memory_.data(), arena_memory_.bytes());
+    pass_of(*backend_, make_inputs(*backend_, arena), pass_, arena);
+    measured_ = arena.peak();
+  }
+
+  template <class AnyBackend>
+  Inputs make_inputs(AnyBackend& backend, Arena& arena) const {
+    Inputs inputs;
+    Index positions = 1;
+    for (const auto& level : layout_.levels) {
+      inputs.levels.push_back(DeviceLevel::upload(backend, level, arena));
+      for (const std::int32_t p : level.position) positions = p < positions ? positions : p + 1;
+    }
+    const auto table = arena.take<A>({positions, 2, config().qk_rope_head_dim / 2});
+    if (!arena.counting()) {
+      const auto values = rope_table<A>(config(), positions);
+      copy_to_backend(backend, table.data, values.data(), bytes_of(table));
+    }
+    inputs.table = table;
+    inputs.bias = bias_;
+    inputs.forced = forced_;
+    return inputs;
+  }
+
+  Backend* backend_;
+  Transformer<P> transformer_;
+  Buffer<Backend> master_memory_, operand_memory_, bias_memory_, arena_memory_;
+  ModelTensors<P, M> masters_;
+  ModelTensors<P, W> writable_operands_;
+  ModelTensors<P, const W> operands_;
+  View<A, 2> bias_;
+  std::vector<View<const std::int32_t, 2>> forced_;
+  BatchLayout layout_;
+  Pass pass_;
+  Index counted_ = 0, measured_ = 0;
+};
+
+}  // namespace dsv3

@@ -1,0 +1,344 @@
+// DeepSeekMoE: routed experts over ragged segments beside shared experts, forward and backward.
+#pragma once
+
+#include <dsv3/core/precision.hpp>
+#include <dsv3/nn/gate.hpp>
+#include <dsv3/nn/mlp.hpp>
+#include <dsv3/nn/observer.hpp>
+#include <dsv3/nn/rows.hpp>
+#include <dsv3/nn/sequences.hpp>
+
+namespace dsv3 {
+namespace detail {
+
+// Slot s of the experts' input: the row of the token whose pair was sorted there.
+template <class T>
+struct DispatchRow {
+  View<const T, 2> x;
+  View<const std::int32_t, 1> pair_of_slot;
+  Index pairs_per_token;
+  View<T, 2> slots;
+
+  DSV3_HD void operator()(auto team, Index slot) const {
+    const Index t = pair_of_slot(slot) / pairs_per_token;
+    team.each(x.extent(1), [&](Index j) { slots(slot, j) = x(t, j); });
+  }
+};
+
+// y[t] = sum_k w[t,k] slots[slot(t,k)] + shared[t], in ascending order of expert, rounded once.
+template <class T>
+struct CombineRow {
+  View<const T, 2> slots;
+  View<const std::int32_t, 2> slot_of_pair;  // ascending by expert
+  View<const accum_t<T>, 2> weights;
+  View<const T, 2> shared;  // or empty
+  View<T, 2> y;
+
+  DSV3_HD void operator()(auto team, Index t) const {
+    using A = accum_t<T>;
+    team.each(y.extent(1), [&](Index j) {
+      A total = 0;
+      for (Index k = 0; k < weights.extent(1); ++k)
+        total = fma(weights(t, k), A(slots(slot_of_pair(t, k), j)), total);
+      if (shared.data) total += A(shared(t, j));
+      y(t, j) = T(total);
+    });
+  }
+};
+
+// SwiGLU of one slot backward, with dh before the slot's weight w: the gradient of w is h . dh, the
+// gradients of a and b get the factor w, and w h replaces h for the down projection. Spec 5.8.
+template <class T>
+struct ExpertBackwardRow {
+  View<const T, 2> a, b, dh;
+  View<const std::int32_t, 1> pair_of_slot;
+  View<const accum_t<T>, 2> weights;
+  View<accum_t<T>, 2> dweights;
+  View<T, 2> da, db, weighted_h;  // da may be dh
+
+  DSV3_HD void operator()(auto team, Index slot) const {
+    using A = accum_t<T>;
+    const Index k = weights.extent(1), pair = pair_of_slot(slot), t = pair / k, i = pair % k;
+    const A w = weights(t, i);
+    const auto silu = [&](Index j) {
+      const A gate = A(a(slot, j));
+      return gate * sigmoid(gate);
+    };
+    const A dw = team.dot(
+        a.extent(1), [&](Index j) { return silu(j) * A(b(slot, j)); },
+        [&](Index j) { return A(dh(slot, j)); });
+    team.once([&] { dweights(t, i) = dw; });
+    team.each(a.extent(1), [&](Index j) {
+      const A gate = A(a(slot, j)), up = A(b(slot, j)), d = A(dh(slot, j)) * w;
+      const A s = sigmoid(gate), act = gate * s;
+      weighted_h(slot, j) = T(act * up * w);
+      db(slot, j) = T(d * act);
+      da(slot, j) = T(d * up * s * fma(gate, A(1) - s, A(1)));
+    });
+  }
+};
+
+// load[e] += tokens of expert e.
+struct CountLoadRow {
+  View<const Index, 1> offsets;
+  View<Index, 1> load;
+
+  DSV3_HD void operator()(auto team, Index) const {
+    team.each(load.extent(0), [&](Index e) { load(e) += offsets(e + 1) - offsets(e); });
+  }
+};
+
+// dx[t] = sum over the slots of t, in ascending order of expert, + shared part + gate's part.
+template <class T>
+struct CombineBackwardRow {
+  View<const T, 2> dslots;
+  View<const std::int32_t, 2> slot_of_pair;
+  View<const T, 2> shared;  // or empty
+  View<const accum_t<T>, 2> gate;
+  View<T, 2> dx;
+
+  DSV3_HD void operator()(auto team, Index t) const {
+    using A = accum_t<T>;
+    team.each(dx.extent(1), [&](Index j) {
+      A total = gate(t, j);
+      for (Index k = 0; k < slot_of_pair.extent(1); ++k) total += A(dslots(slot_of_pair(t, k), j));
+      if (shared.data) total += A(shared(t, j));
+      dx(t, j) = T(total);
+    });
+  }
+};
+
+}  // namespace detail
+
+/// DeepSeekMoE: a gate sends each token to K of E experts, whose weighted outputs are added to that
+/// of the shared experts. No token is dropped.
+///
+///     y = sum_{i chosen} w_i Expert_i(x) + Shared(x)
+///
+/// Shapes   T tokens, H hidden_size, E experts of width I, K chosen; x and y [T, H].
+/// Types    activations in P::activation, weights in P::weight, gate and sums in P::accumulator,
+///          gradients in P::master.
+/// Errors   std::invalid_argument when extents disagree.
+/// Source   DeepSeek-V3 section 2.1.2; spec 5.
+template <class P>
+struct Moe {
+  using T = typename P::activation;
+  using W = typename P::weight;
+  using A = typename P::accumulator;
+
+  GateRule rule;
+  Index moe_intermediate_size, shared_intermediate_size;  // the latter 0 without shared experts
+
+  explicit Moe(const ModelConfig& c)
+      : rule(c),
+        moe_intermediate_size(c.moe_intermediate_size),
+        shared_intermediate_size(c.n_shared_experts * c.moe_intermediate_size) {}
+
+  template <class U>
+  struct Tensors {
+    View<U, 2> gate;                                      // [E, H]
+    View<U, 3> gate_proj;                                 // [E, I, H]
+    View<U, 3> up_proj;                                   // [E, I, H]
+    View<U, 3> down_proj;                                 // [E, H, I]
+    typename Mlp<P>::template Tensors<U> shared_experts;  // of width n_shared_experts * I
+  };
+
+  template <class U>
+  static Tensors<U> make_tensors(const ModelConfig& c, Arena& arena) {
+    const Index E = c.n_routed_experts, I = c.moe_intermediate_size, H = c.hidden_size;
+    Tensors<U> t;
+    t.gate = arena.take<U>({E, H});
+    t.gate_proj = arena.take<U>({E, I, H});
+    t.up_proj = arena.take<U>({E, I, H});
+    t.down_proj = arena.take<U>({E, H, I});
+    if (c.n_shared_experts)
+      t.shared_experts = Mlp<P>::template make_tensors<U>(H, c.n_shared_experts * I, arena);
+    return t;
+  }
+
+  static void for_each_tensor(auto&& f, auto&... t) {
+    f("gate.weight", t.gate...);
+    const Index experts = [](const auto& first, const auto&...) {
+      return first.gate_proj.extent(0);
+    }(t...);
+    for (Index e = 0; e < experts; ++e) {
+      const std::string name = "experts." + std::to_string(e) + ".";
+      f(name + "gate_proj.weight", t.gate_proj[e]...);
+      f(name + "up_proj.weight", t.up_proj[e]...);
+      f(name + "down_proj.weight", t.down_proj[e]...);
+    }
+    if ((t.shared_experts.gate_proj.extent(0) || ...))
+      Mlp<P>::for_each_tensor(
+          [&](const char* name, auto... views) {
+            f(std::string("shared_experts.") + name, views...);
+          },
+          t.shared_experts...);
+  }
+
+  /// The routing of a batch: saved, never computed twice.
+  struct Routing {
+    View<std::int32_t, 2> topk_idx;      // [T, K] ascending by expert
+    View<A, 2> topk_weights;             // [T, K]
+    View<Index, 1> offsets;              // [E + 1] segments of the sorted slots
+    View<std::int32_t, 1> pair_of_slot;  // [T K]
+    View<std::int32_t, 2> slot_of_pair;  // [T, K]
+  };
+
+  /// What forward leaves for backward.
+  struct Saved {
+    View<A, 2> scores;  // [T, E]
+    Routing routing;
+    View<A, 2> frequency;  // [S, E] of the balance loss
+    View<A, 1> balance;    // [1] the balance loss with alpha = 1
+    View<T, 2> a, b;       // [T K, I] gate(x) and up(x) of every slot
+    typename Mlp<P>::Saved shared;
+  };
+
+  Saved make_saved(Arena& arena, Index tokens, Index sequences) const {
+    const Index E = rule.n_routed_experts, K = rule.num_experts_per_tok;
+    Saved saved;
+    saved.scores = arena.take<A>({tokens, E});
+    saved.routing.topk_idx = arena.take<std::int32_t>({tokens, K});
+    saved.routing.topk_weights = arena.take<A>({tokens, K});
+    saved.routing.offsets = arena.take<Index>({E + 1});
+    saved.routing.pair_of_slot = arena.take<std::int32_t>({tokens * K});
+    saved.routing.slot_of_pair = arena.take<std::int32_t>({tokens, K});
+    saved.frequency = arena.take<A>({sequences, E});
+    saved.balance = arena.take<A>({1});
+    saved.a = arena.take<T>({tokens * K, moe_intermediate_size});
+    saved.b = arena.take<T>({tokens * K, moe_intermediate_size});
+    if (shared_intermediate_size)
+      saved.shared = Mlp<P>::make_saved(arena, tokens, shared_intermediate_size);
+    return saved;
+  }
+
+  /// Writes y [T, H] and saved.
+  ///
+  /// bias [E] chooses experts and never weighs them; empty for a gate without one. forced [T, K],
+  /// ascending by expert, replaces the gate's choice; empty: the gate chooses. balance_scale
+  /// multiplies the balance loss: 1 / number of sequences for its mean.
+  template <class Backend, class Observer = NoObserver>
+  void forward(Backend& backend, const Tensors<const W>& params, View<const A, 1> bias,
+               View<const std::int32_t, 2> forced, View<const T, 2> x, const Sequences& sequences,
+               double balance_scale, View<T, 2> y, Saved& saved, Arena& scratch,
+               Observer&& observer = {}) const {
+    const Index tokens = x.extent(0), hidden = x.extent(1);
+    const Index E = rule.n_routed_experts, K = rule.num_experts_per_tok;
+    check_shape("Moe::forward", "y", y, tokens, "rows of x", hidden, "columns of x");
+    check_equal("Moe::forward", "tokens of sequences", sequences.tokens(), "rows of x", tokens);
+    if (bias.data) check_shape("Moe::forward", "bias", bias, E, "n_routed_experts");
+    if (forced.data)
+      check_shape("Moe::forward", "forced", forced, tokens, "rows of x", K, "num_experts_per_tok");
+    const ArenaScope scope(scratch);
+    const Linear linear;
+    Routing& routing = saved.routing;
+    linear.forward(backend, params.gate, x, saved.scores);
+    route(backend, bias, forced, sequences, balance_scale, saved, scratch);
+    observer("scores", as_const(saved.scores));
+    observer("topk_idx", as_const(routing.topk_idx));
+    observer("topk_weight", as_const(routing.topk_weights));
+    observer("load", as_const(routing.offsets));
+    observer("balance", as_const(saved.balance));
+
+    const auto slots = scratch.take<T>({tokens * K, hidden});
+    const auto h = scratch.take<T>({tokens * K, moe_intermediate_size});
+    for_each_row(backend, tokens * K, detail::DispatchRow<T>{x, routing.pair_of_slot, K, slots});
+    grouped_gemm(backend, nt, as_const(slots), params.gate_proj, saved.a, as_const(routing.offsets),
+                 Output::overwrite);
+    grouped_gemm(backend, nt, as_const(slots), params.up_proj, saved.b, as_const(routing.offsets),
+                 Output::overwrite);
+    for_each_row(backend, tokens * K, detail::SwigluForwardRow<T>{saved.a, saved.b, h});
+    grouped_gemm(backend, nt, as_const(h), params.down_proj, slots, as_const(routing.offsets),
+                 Output::overwrite);
+    View<T, 2> shared;
+    if (shared_intermediate_size) {
+      shared = scratch.take<T>({tokens, hidden});
+      Mlp<P>{}.forward(backend, params.shared_experts, x, shared, saved.shared, scratch);
+    }
+    for_each_row(
+        backend, tokens,
+        detail::CombineRow<T>{slots, routing.slot_of_pair, routing.topk_weights, shared, y});
+  }
+
+  /// Overwrites dx [T, H]; adds to grads. x is the input of forward; balance_scale is forward's,
+  /// times alpha.
+  template <class Backend>
+  void backward(Backend& backend, const Tensors<const W>& params, View<const T, 2> x,
+                const Saved& saved, const Sequences& sequences, double balance_scale,
+                View<const T, 2> dy, View<T, 2> dx, const Tensors<typename P::master>& grads,
+                Arena& scratch) const {
+    const Index tokens = x.extent(0), hidden = x.extent(1), I = moe_intermediate_size;
+    const Index E = rule.n_routed_experts, K = rule.num_experts_per_tok, pairs = tokens * K;
+    check_shape("Moe::backward", "dy", dy, tokens, "rows of x", hidden, "columns of x");
+    check_shape("Moe::backward", "dx", dx, tokens, "rows of x", hidden, "columns of x");
+    const ArenaScope scope(scratch);
+    const Linear linear;
+    const Routing& routing = saved.routing;
+    const View<const Index, 1> offsets = routing.offsets;
+    const auto dweights = scratch.take<A>({tokens, K});
+    const auto slots = scratch.take<T>({pairs, hidden});
+    const auto da = scratch.take<T>({pairs, I});
+    const auto db = scratch.take<T>({pairs, I});
+    const auto weighted_h = scratch.take<T>({pairs, I});
+    for_each_row(backend, pairs, detail::DispatchRow<T>{dy, routing.pair_of_slot, K, slots});
+    grouped_gemm(backend, nn, as_const(slots), params.down_proj, da, offsets, Output::overwrite);
+    for_each_row(backend, pairs,
+                 detail::ExpertBackwardRow<T>{saved.a, saved.b, da, routing.pair_of_slot,
+                                              routing.topk_weights, dweights, da, db, weighted_h});
+    grouped_gemm(backend, tn, as_const(slots), as_const(weighted_h), grads.down_proj, offsets,
+                 Output::add);
+    for_each_row(backend, pairs, detail::DispatchRow<T>{x, routing.pair_of_slot, K, slots});
+    grouped_gemm(backend, tn, as_const(da), as_const(slots), grads.gate_proj, offsets, Output::add);
+    grouped_gemm(backend, tn, as_const(db), as_const(slots), grads.up_proj, offsets, Output::add);
+    const auto dslots = slots;  // the gathered inputs are used up
+    grouped_gemm(backend, nn, as_const(da), params.gate_proj, dslots, offsets, Output::overwrite);
+    grouped_gemm(backend, nn, as_const(db), params.up_proj, dslots, offsets, Output::add);
+
+    const auto dz = scratch.take<A>({tokens, E});
+    const auto dx_gate = scratch.take<A>({tokens, hidden});
+    for_each_row(
+        backend, tokens,
+        detail::GateBackwardRow<A>{rule, saved.scores, routing.topk_idx, dweights, saved.frequency,
+                                   sequences.first, sequences.sequence, balance_scale, dz});
+    linear.backward_weight(backend, dz, x, grads.gate);
+    linear.backward_input(backend, params.gate, dz, dx_gate, Output::overwrite);
+    View<T, 2> dx_shared;
+    if (shared_intermediate_size) {
+      dx_shared = scratch.take<T>({tokens, hidden});
+      Mlp<P>{}.backward(backend, params.shared_experts, x, saved.shared, dy, dx_shared,
+                        grads.shared_experts, scratch);
+    }
+    for_each_row(
+        backend, tokens,
+        detail::CombineBackwardRow<T>{dslots, routing.slot_of_pair, dx_shared, dx_gate, dx});
+  }
+
+ private:
+  // Scores, choice, weights, balance loss and the sorted slots.
+  template <class Backend>
+  void route(Backend& backend, View<const A, 1> bias, View<const std::int32_t, 2> forced,
+             const Sequences& sequences, double balance_scale, Saved& saved, Arena& scratch) const {
+    const ArenaScope scope(scratch);
+    const Index tokens = saved.scores.extent(0), count = sequences.count();
+    const Index E = rule.n_routed_experts, K = rule.num_experts_per_tok;
+    Routing& routing = saved.routing;
+    const auto work = scratch.take<A>({tokens, E + rule.n_group});
+    const auto balance_idx = scratch.take<std::int32_t>({tokens, K});
+    const auto reciprocal = scratch.take<A>({tokens});
+    const auto probability = scratch.take<A>({count, E});
+    for_each_row(backend, tokens,
+                 detail::GateForwardRow<A>{rule, bias, forced, saved.scores, work, routing.topk_idx,
+                                           balance_idx, routing.topk_weights});
+    for_each_row(backend, tokens, detail::ReciprocalSumRow<A>{saved.scores, reciprocal});
+    for_each_row(backend, count * E,
+                 detail::BalanceRow<A>{saved.scores, balance_idx, reciprocal, sequences.first,
+                                       saved.frequency, probability});
+    for_each_row(
+        backend, 1,
+        detail::BalanceSumRow<A>{saved.frequency, probability, balance_scale, saved.balance});
+    sort_by_expert(backend, as_const(routing.topk_idx), routing.offsets, routing.pair_of_slot,
+                   routing.slot_of_pair);
+  }
+};
+
+}  // namespace dsv3

@@ -1,0 +1,107 @@
+// AdamW and the global gradient norm, as row kernels over chunks of each tensor.
+#pragma once
+
+#include <dsv3/core/math.hpp>
+#include <dsv3/core/scalar.hpp>
+#include <dsv3/core/view.hpp>
+
+namespace dsv3 {
+
+/// What AdamW does to one tensor in one step.
+///
+/// Source   Loshchilov and Hutter 2019, arXiv:1711.05101; DeepSeek-V3 section 4.2; spec 8.
+struct AdamW {
+  double lr = 2.2e-4, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1;
+  double correction1 = 1, correction2 = 1;  ///< 1 - beta1^t and 1 - beta2^t at step t
+};
+
+namespace detail {
+
+/// Elements of a tensor that one row of an optimizer kernel handles.
+inline constexpr Index optimizer_chunk = 4096;
+
+DSV3_HD constexpr Index chunk_size(Index elements, Index chunk) {
+  const Index left = elements - chunk * optimizer_chunk;
+  return left < optimizer_chunk ? left : optimizer_chunk;
+}
+
+// partial[chunk] = sum of squares of one chunk, in double.
+template <class G>
+struct SquaredNormRow {
+  View<const G, 1> gradient;
+  View<double, 1> partial;
+
+  DSV3_HD void operator()(auto team, Index chunk) const {
+    const Index first = chunk * optimizer_chunk;
+    const auto value = [&](Index i) { return double(gradient(first + i)); };
+    const double sum = team.dot(chunk_size(gradient.extent(0), chunk), value, value);
+    team.once([&] { partial(chunk) = sum; });
+  }
+};
+
+// norm[0] = sqrt(sum of partials), norm[1] = min(1, clip / (norm + 1e-6)), or 0 where the norm is
+// not finite: the step is then skipped.
+struct ClipRow {
+  View<const double, 1> partial;
+  double clip;
+  View<double, 1> norm;
+
+  DSV3_HD void operator()(auto team, Index) const {
+    const double squares = team.sum(partial.extent(0), [&](Index i) { return partial(i); });
+    team.once([&] {
+      const double total = sqrt(squares), factor = clip / (total + 1e-6);
+      const bool finite = total - total == 0;
+      norm(0) = total;
+      norm(1) = finite ? (factor < 1 ? factor : 1.0) : 0.0;
+    });
+  }
+};
+
+//   g = factor * gradient            m = b1 m + (1 - b1) g          v = b2 v + (1 - b2) g^2
+//   w = w - lr ((m / c1) / (sqrt(v / c2) + eps) + decay w)
+// and the operand is w rounded to its type. Nothing changes where the factor is 0.
+template <class M, class Moment, class W>
+struct AdamWRow {
+  AdamW rule;
+  View<const double, 1> norm;
+  View<M, 1> weight;
+  View<const M, 1> gradient;
+  View<Moment, 1> m, v;
+  View<W, 1> operand;  // or empty: the product reads weight itself
+
+  DSV3_HD void operator()(auto team, Index chunk) const {
+    const Index first = chunk * optimizer_chunk, n = chunk_size(weight.extent(0), chunk);
+    const M factor = M(norm(1));
+    if (factor == M(0)) return;
+    const M b1 = M(rule.beta1), b2 = M(rule.beta2), r1 = M(1 - rule.beta1), r2 = M(1 - rule.beta2);
+    const M c1 = M(1 / rule.correction1), c2 = M(1 / rule.correction2), eps = M(rule.eps);
+    const M lr = M(rule.lr), keep = M(1 - rule.lr * rule.weight_decay);
+    team.each(n, [&](Index j) {
+      const Index i = first + j;
+      const M g = factor * gradient(i);
+      const M next_m = fma(b1, M(m(i)), r1 * g), next_v = fma(b2, M(v(i)), r2 * (g * g));
+      m(i) = Moment(next_m);
+      v(i) = Moment(next_v);
+      const M update = (next_m * c1) / (sqrt(next_v * c2) + eps);
+      const M w = fma(weight(i), keep, -(lr * update));
+      weight(i) = w;
+      if (operand.data) operand(i) = W(w);
+    });
+  }
+};
+
+// The same for a bare conversion: operand = weight.
+template <class M, class W>
+struct OperandRow {
+  View<const M, 1> weight;
+  View<W, 1> operand;
+
+  DSV3_HD void operator()(auto team, Index chunk) const {
+    const Index first = chunk * optimizer_chunk;
+    team.each(chunk_size(weight.extent(0), chunk),
+              [&](Index j) { operand(first + j) = W(weight(first + j)); });
+  }
+};
+
+}  // namespace detail
+}  // namespace dsv3

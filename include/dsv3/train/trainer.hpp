@@ -1,0 +1,327 @@
+// Trainer: whole optimizer steps on a model.
+#pragma once
+
+#include <chrono>
+#include <dsv3/nn/model.hpp>
+#include <dsv3/train/adamw.hpp>
+#include <dsv3/train/gate_bias.hpp>
+#include <dsv3/train/schedule.hpp>
+#include <optional>
+#include <span>
+
+namespace dsv3 {
+
+/// Exceptions from the rule for all tensors. The first group whose pattern occurs in a tensor's
+/// checkpoint name applies.
+struct ParameterGroup {
+  std::string pattern;   ///< part of a checkpoint name, as "layernorm" or "layers.3."
+  bool frozen = false;   ///< neither updated nor part of the gradient norm
+  double lr_factor = 1;  ///< multiplies the learning rate
+  std::optional<double> weight_decay = {};  ///< instead of the trainer's
+};
+
+/// What a step does beside the model's own arithmetic. Defaults are DeepSeek-V3's (spec 8).
+struct TrainOptions {
+  double peak_lr = 2.2e-4;                ///< the learning rate, unless a schedule is given
+  std::optional<Schedule> schedule = {};  ///< learning rate, lambda and gamma over steps and tokens
+  double beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1;
+  double clip_norm = 1;             ///< of the global gradient
+  double mtp_lambda = 0.3;          ///< weight of the MTP losses, unless a schedule is given
+  double balance_alpha = 1e-4;      ///< weight of the sequence-wise balance loss
+  double bias_gamma = 1e-3;         ///< speed of the gate's bias, unless a schedule is given
+  bool center_bias_update = false;  ///< subtract the mean of the signs: stops the bias drifting
+  bool recompute = false;           ///< keep only each block's input until backward
+  std::vector<ParameterGroup> groups = {};
+};
+
+/// Counters of a run: all that a schedule depends on.
+struct Progress {
+  Index step = 0;     ///< steps taken, skipped ones too
+  Index updates = 0;  ///< steps that changed weights: AdamW's t
+  Index tokens = 0;   ///< labels consumed
+  Index skipped = 0;  ///< steps whose gradient norm was not finite
+
+  bool operator==(const Progress&) const = default;
+};
+
+/// What a step reports.
+struct StepReport : Losses {
+  Index step = 0;
+  double lr = 0;
+  double grad_norm = 0;      ///< before clipping
+  double max_violation = 0;  ///< MaxVio, mean over MoE layers
+  bool skipped = false;      ///< the gradient norm was not finite: nothing was changed
+  Index tokens = 0;          ///< labels of this step
+  double seconds = 0, tokens_per_second = 0;
+  std::vector<Index> load;  ///< [MoE layers * E] tokens of each expert
+};
+
+/// Trains a model: gradients, clipping, AdamW, gate-bias update, one report a step.
+///
+/// Memory   gradients in P::master and two moments in P::moment beside the model.
+/// Errors   std::invalid_argument for options or batches that make no sense, before anything is
+///          changed.
+/// Source   DeepSeek-V3 section 4.2; spec 8.
+template <class Model>
+class Trainer {
+ public:
+  using P = typename Model::Precision;
+  using M = typename P::master;
+  using A = typename P::accumulator;
+  using Moment = typename P::moment;
+  using Backend = std::remove_reference_t<decltype(std::declval<Model>().backend())>;
+
+  explicit Trainer(Model& model, const TrainOptions& options = {})
+      : model_(&model),
+        options_(checked(options)),
+        gradient_memory_(backend(), Model::template tensor_bytes<M>(model.config())),
+        moment_memory_(backend(), 2 * Model::template tensor_bytes<Moment>(model.config())) {
+    const ModelConfig& c = model.config();
+    Arena gradients(gradient_memory_.data(), gradient_memory_.bytes());
+    gradients_ = ModelTensors<P, M>::make(c, gradients);
+    Arena moments(moment_memory_.data(), moment_memory_.bytes());
+    m_ = ModelTensors<P, Moment>::make(c, moments);
+    v_ = ModelTensors<P, Moment>::make(c, moments);
+    fill_zero(backend(), moment_memory_.data(), moment_memory_.bytes());
+    resolve_groups();
+    const Index layers = c.moe_layers(), experts = c.n_routed_experts;
+    const auto take = [&](Arena& arena) {
+      load_ = arena.take<Index>({layers, experts});
+      partial_ = arena.take<double>({partials_});
+      norm_ = arena.take<double>({2});
+    };
+    Arena counting;
+    take(counting);
+    small_memory_ = Buffer<Backend>(backend(), counting.used());
+    Arena small(small_memory_.data(), small_memory_.bytes());
+    take(small);
+  }
+
+  Model& model() const { return *model_; }
+  const TrainOptions& options() const { return options_; }
+  const Progress& progress() const { return progress_; }
+  void set_progress(const Progress& progress) { progress_ = progress; }
+  const ModelTensors<P, M>& gradients() const { return gradients_; }
+
+  /// One optimizer step on rows of T + 1 tokens: columns 0 ... T - 1 in, columns 1 ... T as labels.
+  StepReport step(View<const std::int32_t, 2> tokens) {
+    const Batch batch = next_token_batch(tokens);
+    return step(std::span<const Batch>(&batch, 1));
+  }
+
+  /// One optimizer step on one batch.
+  StepReport step(const Batch& batch) { return step(std::span<const Batch>(&batch, 1)); }
+
+  /// One optimizer step on several micro-batches, whose gradients are added up in order. Averages
+  /// run over the labels and sequences of all of them.
+  StepReport step(std::span<const Batch> micro_batches) {
+    const auto start = std::chrono::steady_clock::now();
+    const LossScale scale = scale_of(micro_batches);
+    StepReport report;
+    report.tokens = targets_;
+    report.step = progress_.step + 1;
+    fill_zero(backend(), gradient_memory_.data(), gradient_memory_.bytes());
+    fill_zero(backend(), load_.data, load_.size() * static_cast<Index>(sizeof(Index)));
+    for (const Batch& batch : micro_batches) {
+      const Losses losses =
+          model_->losses_and_gradients(batch, scale, gradients_, load_, options_.recompute);
+      report.loss += losses.loss;
+      report.balance += losses.balance;
+      report.mtp_loss.resize(losses.mtp_loss.size());
+      for (std::size_t k = 0; k < losses.mtp_loss.size(); ++k)
+        report.mtp_loss[k] += losses.mtp_loss[k];
+    }
+    measure_gradient();
+    report.lr =
+        options_.schedule ? options_.schedule->lr(report.step, progress_.tokens) : options_.peak_lr;
+    update(report.lr);
+    update_bias();
+    finish(report);
+    const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - start;
+    report.seconds = passed.count();
+    report.tokens_per_second = static_cast<double>(report.tokens) / passed.count();
+    return report;
+  }
+
+  /// The losses on rows of T + 1 tokens that are not trained on.
+  Losses evaluate(View<const std::int32_t, 2> tokens) {
+    return model_->losses(next_token_batch(tokens));
+  }
+
+  /// The weights of the losses for the next step.
+  double mtp_lambda() const {
+    return options_.schedule ? options_.schedule->mtp_lambda(progress_.tokens)
+                             : options_.mtp_lambda;
+  }
+  double bias_gamma() const {
+    return options_.schedule ? options_.schedule->bias_gamma(progress_.tokens)
+                             : options_.bias_gamma;
+  }
+
+  /// Calls f(name, view) for everything that a resumed run needs beside progress(): masters and
+  /// gate biases under their checkpoint names, moments under "adamw.m." and "adamw.v." + name.
+  /// After writing to them call model().refresh_operands().
+  void for_each_state_tensor(auto&& f) const {
+    model_->for_each_tensor(f);
+    dsv3::for_each_tensor<P>(
+        [&](const std::string& name, auto m, auto v) {
+          f("adamw.m." + name, m);
+          f("adamw.v." + name, v);
+        },
+        m_, v_);
+  }
+
+ private:
+  struct Group {
+    bool frozen;
+    double lr_factor, weight_decay;
+    Index first_partial;
+  };
+
+  Backend& backend() const { return model_->backend(); }
+
+  static const TrainOptions& checked(const TrainOptions& o) {
+    const auto require = [](const char* name, double value, bool holds, const char* must) {
+      if (!holds)
+        throw std::invalid_argument(std::string("TrainOptions: ") + name + " (" +
+                                    std::to_string(value) + ") must be " + must);
+    };
+    const auto rate = [&](const char* name, double value) {
+      require(name, value, value >= 0 && value < 1e9, "at least 0 and finite");
+    };
+    rate("peak_lr", o.peak_lr);
+    rate("weight_decay", o.weight_decay);
+    rate("mtp_lambda", o.mtp_lambda);
+    rate("balance_alpha", o.balance_alpha);
+    rate("bias_gamma", o.bias_gamma);
+    require("beta1", o.beta1, o.beta1 >= 0 && o.beta1 < 1, "in [0, 1)");
+    require("beta2", o.beta2, o.beta2 >= 0 && o.beta2 < 1, "in [0, 1)");
+    require("eps", o.eps, o.eps > 0 && o.eps < 1e9, "positive and finite");
+    require("clip_norm", o.clip_norm, o.clip_norm > 0, "positive");
+    for (const ParameterGroup& group : o.groups) {
+      rate("lr_factor", group.lr_factor);
+      if (group.weight_decay) rate("weight_decay of a group", *group.weight_decay);
+    }
+    if (o.schedule) validate(*o.schedule);
+    return o;
+  }
+
+  // Which group each tensor belongs to, and where its partial sums of squares start.
+  void resolve_groups() {
+    std::vector<bool> used(options_.groups.size());
+    dsv3::for_each_tensor<P>(
+        [&](const std::string& name, auto view) {
+          Group group{false, 1, options_.weight_decay, partials_};
+          for (std::size_t i = 0; i < options_.groups.size(); ++i) {
+            const ParameterGroup& rule = options_.groups[i];
+            if (name.find(rule.pattern) == std::string::npos) continue;
+            group.frozen = rule.frozen;
+            group.lr_factor = rule.lr_factor;
+            group.weight_decay = rule.weight_decay.value_or(options_.weight_decay);
+            used[i] = true;
+            break;
+          }
+          if (!group.frozen) partials_ += Model::chunks(view.size());
+          groups_.push_back(group);
+        },
+        gradients_);
+    for (std::size_t i = 0; i < used.size(); ++i)
+      if (!used[i])
+        throw std::invalid_argument("TrainOptions: groups[" + std::to_string(i) + "] (\"" +
+                                    options_.groups[i].pattern +
+                                    "\") must occur in the name of a tensor that no group before "
+                                    "it claims");
+  }
+
+  // Checks every batch and adds up what the losses are divided by.
+  LossScale scale_of(std::span<const Batch> micro_batches) {
+    check_at_most("Trainer::step", "micro-batches needed", 1, "micro-batches",
+                  static_cast<Index>(micro_batches.size()));
+    targets_ = 0;
+    Index sequences = 0;
+    for (const Batch& batch : micro_batches) {
+      layout_.assign(batch, model_->config());
+      targets_ += layout_.targets;
+      sequences += layout_.sequences;
+    }
+    check_at_most("Trainer::step", "labels needed", 1, "labels", targets_);
+    return {1 / static_cast<double>(targets_), 1 / static_cast<double>(sequences), mtp_lambda(),
+            options_.balance_alpha};
+  }
+
+  void measure_gradient() {
+    std::size_t i = 0;
+    dsv3::for_each_tensor<P>(
+        [&](const std::string&, auto gradient) {
+          const Group& group = groups_[i++];
+          if (group.frozen) return;
+          const Index n = Model::chunks(gradient.size());
+          for_each_row(backend(), n,
+                       detail::SquaredNormRow<M>{as_const(gradient.flat()),
+                                                 partial_.rows(group.first_partial, n)});
+        },
+        gradients_);
+    for_each_row(backend(), 1, detail::ClipRow{partial_, options_.clip_norm, norm_});
+  }
+
+  void update(double lr) {
+    const auto t = static_cast<double>(progress_.updates + 1);
+    AdamW rule{.beta1 = options_.beta1, .beta2 = options_.beta2, .eps = options_.eps};
+    rule.correction1 = 1 - std::pow(options_.beta1, t);
+    rule.correction2 = 1 - std::pow(options_.beta2, t);
+    std::size_t i = 0;
+    dsv3::for_each_tensor<P>(
+        [&](const std::string&, auto weight, auto gradient, auto m, auto v, auto operand) {
+          const Group& group = groups_[i++];
+          if (group.frozen) return;
+          rule.lr = lr * group.lr_factor;
+          rule.weight_decay = group.weight_decay;
+          for_each_row(backend(), Model::chunks(weight.size()),
+                       detail::AdamWRow<M, Moment, typename P::weight>{
+                           rule, norm_, weight.flat(), as_const(gradient.flat()), m.flat(),
+                           v.flat(), operand.flat()});
+        },
+        model_->masters(), gradients_, m_, v_, model_->writable_operands());
+  }
+
+  void update_bias() {
+    const double gamma = bias_gamma();
+    const auto bias = model_->bias();
+    if (gamma == 0 || bias.extent(0) == 0) return;
+    for_each_row(backend(), bias.extent(0),
+                 detail::GateBiasRow<A>{load_, norm_, gamma, options_.center_bias_update, bias});
+  }
+
+  // The one copy to the host of a step: norm and load.
+  void finish(StepReport& report) {
+    double norm[2];
+    copy_to_host(backend(), norm, norm_.data, sizeof norm);
+    report.load.resize(static_cast<std::size_t>(load_.size()));
+    copy_to_host(backend(), report.load.data(), load_.data,
+                 load_.size() * static_cast<Index>(sizeof(Index)));
+    report.grad_norm = norm[0];
+    report.skipped = norm[1] == 0;
+    const Index layers = load_.extent(0), experts = load_.extent(1);
+    for (Index l = 0; l < layers; ++l)
+      report.max_violation +=
+          max_violation(report.load.data() + l * experts, experts) / static_cast<double>(layers);
+    ++progress_.step;
+    progress_.tokens += report.tokens;
+    (report.skipped ? progress_.skipped : progress_.updates) += 1;
+  }
+
+  Model* model_;
+  TrainOptions options_;
+  Buffer<Backend> gradient_memory_, moment_memory_, small_memory_;
+  ModelTensors<P, M> gradients_;
+  ModelTensors<P, Moment> m_, v_;
+  View<Index, 2> load_;
+  View<double, 1> partial_;  // sums of squares of each chunk of each trained tensor
+  View<double, 1> norm_;     // gradient norm, and the factor that clips it
+  std::vector<Group> groups_;
+  Index partials_ = 0, targets_ = 0;
+  BatchLayout layout_;
+  Progress progress_;
+};
+
+}  // namespace dsv3
