@@ -1,7 +1,8 @@
 // Copies blocks of a product's operands into the order in which the micro-kernel reads them.
 #pragma once
 
-#include <dsv3/backend/cpu/simd.hpp>
+#include <algorithm>
+#include <dsv3/backend/cpu/words.hpp>
 
 namespace dsv3::detail {
 
@@ -18,6 +19,35 @@ struct Operand {
   }
 };
 
+// The elements of one step of a product, as one word: a float, or a pair of bf16 along K. Only such
+// operands take the fast ways below; double goes element by element.
+template <class Kernel>
+inline constexpr bool by_words = Kernel::step * sizeof(typename Kernel::Packed) == 4;
+
+// Words [0, n) of `count` rows of words, where word w of a row stands for elements
+// [w * step, (w + 1) * step) along K at position i, and rows follow one another along i. Rows come
+// as they lie, or by way of `buffer` [count][n] where a type must change.
+template <class Kernel, class T>
+const std::uint32_t* words_along_k(const T* row, Index n, std::uint32_t* buffer) {
+  if constexpr (std::is_same_v<T, typename Kernel::Packed>) {
+    return reinterpret_cast<const std::uint32_t*>(row);
+  } else {
+    widen_row(row, reinterpret_cast<float*>(buffer), n);
+    return buffer;
+  }
+}
+
+// out[j] = the word of column j, from the rows of b at k ... k + step - 1; a row that is null
+// counts as zero.
+template <class Kernel, class T>
+void words_across_k(const T* row, const T* next, Index n, std::uint32_t* out) {
+  if constexpr (Kernel::step == 2) {
+    interleave_row(row, next, n, out);
+  } else {
+    widen_row(row, reinterpret_cast<float*>(out), n);
+  }
+}
+
 // Rows [i, i + rows) and [k, k + depth) of the left operand, row by row; a row is filled with zeros
 // to whole steps.
 template <class Kernel, class T>
@@ -25,27 +55,91 @@ void pack_left(const Operand<T>& a, Index i, Index rows, Index k, Index depth,
                typename Kernel::Packed* out, Index out_stride) {
   using P = typename Kernel::Packed;
   using A = typename Kernel::Sum;
-  const Index padded = (depth + Kernel::step - 1) / Kernel::step * Kernel::step;
-  for (Index r = 0; r < rows; ++r) {
-    P* row = out + r * out_stride;
-    for (Index s = 0; s < depth; ++s) row[s] = P(A(*a.at(i + r, k + s)));
-    for (Index s = depth; s < padded; ++s) row[s] = P(A(0));
+  constexpr Index step = Kernel::step;
+  const Index padded = (depth + step - 1) / step * step;
+  if constexpr (by_words<Kernel>) {
+    if (a.along_k) {
+      for (Index r = 0; r < rows; ++r) {
+        P* row = out + r * out_stride;
+        if constexpr (std::is_same_v<T, P>)
+          std::memcpy(row, a.at(i + r, k), static_cast<std::size_t>(depth) * sizeof(P));
+        else
+          widen_row(a.at(i + r, k), row, depth);
+        for (Index s = depth; s < padded; ++s) row[s] = P(A(0));
+      }
+      return;
+    }
+    // Blocks of `lanes` words along K and 32 rows: first as words with K down, then transposed.
+    constexpr Index lanes = Kernel::S::lanes, across = 32;
+    std::uint32_t words[lanes][across];
+    for (Index s = 0; s < padded; s += lanes * step)
+      for (Index r = 0; r < rows; r += across) {
+        const Index width = std::min(across, rows - r);
+        const std::uint32_t* from[lanes];
+        for (Index w = 0; w < lanes; ++w) {
+          const Index at = s + w * step;
+          from[w] = words[w];
+          if (at >= depth) {
+            from[w] = words[0];  // beyond the end: never read again, the row has room for it
+          } else {
+            const T* first = a.at(i + r, k + at);
+            words_across_k<Kernel>(first, at + 1 < depth ? first + a.stride : nullptr, width,
+                                   words[w]);
+          }
+        }
+        transpose_words<lanes>(from, width,
+                               reinterpret_cast<std::uint32_t*>(out + r * out_stride + s),
+                               out_stride / step);
+      }
+  } else {
+    for (Index r = 0; r < rows; ++r)
+      for (Index s = 0; s < depth; ++s) out[r * out_stride + s] = P(A(*a.at(i + r, k + s)));
   }
 }
 
 // Columns [j, j + columns) and [k, k + depth) of the right operand as one panel, filled with zeros
-// to whole steps and to the panel's width.
+// to whole steps. What stands in the columns beyond is arbitrary.
 template <class Kernel, class T>
 void pack_right(const Operand<T>& b, Index j, Index columns, Index k, Index depth,
                 typename Kernel::Packed* out) {
   using P = typename Kernel::Packed;
   using A = typename Kernel::Sum;
-  constexpr Index width = 2 * Kernel::S::lanes, step = Kernel::step;
-  for (Index s = 0; s < depth; s += step)
-    for (Index c = 0; c < width; ++c)
-      for (Index p = 0; p < step; ++p)
-        out[s * width + c * step + p] =
-            c < columns && s + p < depth ? P(A(*b.at(j + c, k + s + p))) : P(A(0));
+  constexpr Index lanes = Kernel::S::lanes, width = 2 * lanes, step = Kernel::step;
+  if constexpr (by_words<Kernel>) {
+    auto* words = reinterpret_cast<std::uint32_t*>(out);
+    if (!b.along_k) {
+      for (Index s = 0; s < depth; s += step) {
+        const T* row = b.at(j, k + s);
+        words_across_k<Kernel>(row, s + 1 < depth ? row + b.stride : nullptr, columns,
+                               words + s / step * width);
+      }
+      return;
+    }
+    constexpr Index chunk = 64;  // words along K at a time, so that the buffer stays small
+    std::uint32_t buffer[std::is_same_v<T, P> ? 1 : lanes][std::is_same_v<T, P> ? 1 : chunk];
+    const Index whole = depth / step;
+    for (Index half = 0; half < width; half += lanes)
+      for (Index s = 0; s < whole; s += chunk) {
+        const Index n = std::min(chunk, whole - s);
+        const std::uint32_t* from[lanes];
+        for (Index c = 0; c < lanes; ++c) {  // a column that does not exist repeats the last one
+          const Index column = std::min(half + c, columns - 1);
+          from[c] = words_along_k<Kernel>(b.at(j + column, k + s * step), n,
+                                          buffer[std::is_same_v<T, P> ? 0 : c]);
+        }
+        transpose_words<lanes>(from, n, words + s * width + half, width);
+      }
+    if (whole * step < depth)
+      for (Index c = 0; c < width; ++c) {
+        P* at = out + whole * step * width + c * step;
+        at[0] = P(A(*b.at(j + std::min(c, columns - 1), k + depth - 1)));
+        at[step - 1] = P(A(0));
+      }
+  } else {
+    for (Index s = 0; s < depth; ++s)
+      for (Index c = 0; c < width; ++c)
+        out[s * width + c] = P(A(*b.at(j + std::min(c, columns - 1), k + s)));
+  }
 }
 
 }  // namespace dsv3::detail

@@ -87,26 +87,6 @@ void multiply_panel(Index rows, Index steps, const typename Kernel::Packed* a, I
   }
 }
 
-// to[j] = T(from[j]).
-template <class A, class T>
-void narrow_row(const A* from, T* to, Index n) {
-  Index j = 0;
-  if constexpr (std::is_same_v<T, bf16>)
-    for (; j + Simd<A>::lanes <= n; j += Simd<A>::lanes)
-      Simd<A>::narrow(to + j, Simd<A>::load(from + j));
-  for (; j < n; ++j) to[j] = T(from[j]);
-}
-
-// to[j] = A(from[j]).
-template <class A, class T>
-void widen_row(const T* from, A* to, Index n) {
-  Index j = 0;
-  if constexpr (std::is_same_v<A, float> && (std::is_same_v<T, bf16> || std::is_same_v<T, float>))
-    for (; j + Simd<A>::lanes <= n; j += Simd<A>::lanes)
-      Simd<A>::store(to + j, Simd<A>::load(from + j));
-  for (; j < n; ++j) to[j] = A(from[j]);
-}
-
 // The largest tile, and the memory that computing one takes.
 struct TileLimits {
   static constexpr Index rows = 480, columns = 256;  // the blocks stay in a level 2 cache of 1 MiB
