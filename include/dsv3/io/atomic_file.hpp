@@ -44,7 +44,7 @@ FileDescriptor make_temporary(const char* who, const std::string& path, auto mak
     FileDescriptor file = open();
     if (!file && errno == ENOENT) continue;
     if (!file) fail_system(who, "open", path, errno);
-    const Locked locked = lock(file, who, path);
+    const Locked locked = detail::lock(file, who, path);
     if (locked == Locked::no) fail_in_use(who, path);
     if (locked == Locked::gone) continue;
     if (made) return file;
