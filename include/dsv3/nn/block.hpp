@@ -24,8 +24,13 @@ struct Block {
   Index intermediate_size;
   double rms_norm_eps;
 
-  explicit Block(const ModelConfig& c)
-      : mla(c), moe(c), intermediate_size(c.intermediate_size), rms_norm_eps(c.rms_norm_eps) {}
+  explicit Block(const ModelConfig& c) : Block(c, Mla<P>(c)) {}
+
+  constexpr Block(const ModelConfig& c, const Mla<P>& attention)
+      : mla(attention),
+        moe(c),
+        intermediate_size(c.intermediate_size),
+        rms_norm_eps(c.rms_norm_eps) {}
 
   /// Either mlp or moe has extents; the other is empty.
   template <class U>
@@ -40,7 +45,7 @@ struct Block {
   };
 
   template <class U>
-  static Tensors<U> make_tensors(const ModelConfig& c, Index layer, Arena& arena) {
+  static constexpr Tensors<U> make_tensors(const ModelConfig& c, Index layer, Arena& arena) {
     Tensors<U> t;
     t.input_layernorm = arena.take<U>({c.hidden_size});
     t.post_attention_layernorm = arena.take<U>({c.hidden_size});
@@ -75,7 +80,8 @@ struct Block {
     typename Moe<P>::Saved moe;
   };
 
-  Saved make_saved(Arena& arena, bool is_moe, Index tokens, Index hidden, Index sequences) const {
+  constexpr Saved make_saved(Arena& arena, bool is_moe, Index tokens, Index hidden,
+                             Index sequences) const {
     Saved saved;
     saved.x1 = arena.take<R>({tokens, hidden});
     saved.mla = mla.make_saved(arena, tokens);

@@ -17,7 +17,7 @@ struct GateRule {
   bool softmax, norm_topk_prob;
   double routed_scaling_factor;
 
-  explicit GateRule(const ModelConfig& c)
+  constexpr explicit GateRule(const ModelConfig& c)
       : n_routed_experts(c.n_routed_experts),
         num_experts_per_tok(c.num_experts_per_tok),
         n_group(c.groups()),

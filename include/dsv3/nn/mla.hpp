@@ -35,7 +35,10 @@ struct Mla {
   Index qk_nope_head_dim, qk_rope_head_dim, v_head_dim;
   double latent_norm_eps, scale;
 
-  explicit Mla(const ModelConfig& c)
+  explicit Mla(const ModelConfig& c) : Mla(c, softmax_scale(c)) {}
+
+  /// With another scale of the scores than the config's.
+  constexpr Mla(const ModelConfig& c, double score_scale)
       : num_attention_heads(c.num_attention_heads),
         q_lora_rank(c.q_lora_rank),
         kv_lora_rank(c.kv_lora_rank),
@@ -43,7 +46,7 @@ struct Mla {
         qk_rope_head_dim(c.qk_rope_head_dim),
         v_head_dim(c.v_head_dim),
         latent_norm_eps(c.latent_norm_eps),
-        scale(softmax_scale(c)) {}
+        scale(score_scale) {}
 
   template <class U>
   struct Tensors {
@@ -59,7 +62,7 @@ struct Mla {
 
   /// Views of the right shapes from an arena, in the order of the checkpoint.
   template <class U>
-  static Tensors<U> make_tensors(const ModelConfig& c, Arena& arena) {
+  static constexpr Tensors<U> make_tensors(const ModelConfig& c, Arena& arena) {
     const Index H = c.hidden_size, n = c.num_attention_heads, d_qk = c.qk_head_dim();
     Tensors<U> t;
     if (c.q_lora_rank) {
@@ -100,13 +103,32 @@ struct Mla {
     View<A, 2> lse;   // [T, n]
   };
 
-  Saved make_saved(Arena& arena, Index tokens) const {
+  constexpr Saved make_saved(Arena& arena, Index tokens) const {
     Saved saved;
     if (q_lora_rank) saved.q_a = arena.take<T>({tokens, q_lora_rank});
     saved.kv_a = arena.take<T>({tokens, kv_lora_rank + qk_rope_head_dim});
     saved.o = arena.take<T>({tokens, num_attention_heads, v_head_dim});
     saved.lse = arena.take<A>({tokens, num_attention_heads});
     return saved;
+  }
+
+  /// What forward computes between the latents and the attention, and backward computes again.
+  struct Expanded {
+    View<T, 2> c_q;     // [T, q_lora_rank]
+    View<T, 3> q;       // [T, n, d_n + d_r], turned
+    View<T, 2> c;       // [T, kv_lora_rank]
+    View<T, 2> k_rope;  // [T, d_r], turned
+    View<T, 3> kv;      // [T, n, d_n + d_v]
+  };
+
+  constexpr Expanded make_expanded(Arena& arena, Index tokens) const {
+    Expanded e;
+    if (q_lora_rank) e.c_q = arena.take<T>({tokens, q_lora_rank});
+    e.q = arena.take<T>({tokens, num_attention_heads, qk_head_dim()});
+    e.c = arena.take<T>({tokens, kv_lora_rank});
+    e.k_rope = arena.take<T>({tokens, qk_rope_head_dim});
+    e.kv = arena.take<T>({tokens, num_attention_heads, qk_nope_head_dim + v_head_dim});
+    return e;
   }
 
   /// Writes y [T, H] and saved. table: rope_table in the backend's memory, [positions, 2, d_r / 2].
@@ -180,28 +202,9 @@ struct Mla {
     linear.backward_input(backend, params.q_a_proj, dq_a, dx, Output::add);
   }
 
-  Index qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
+  constexpr Index qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
 
  private:
-  // What forward computes between the latents and the attention, and backward computes again.
-  struct Expanded {
-    View<T, 2> c_q;     // [T, q_lora_rank]
-    View<T, 3> q;       // [T, n, d_n + d_r], turned
-    View<T, 2> c;       // [T, kv_lora_rank]
-    View<T, 2> k_rope;  // [T, d_r], turned
-    View<T, 3> kv;      // [T, n, d_n + d_v]
-  };
-
-  Expanded make_expanded(Arena& arena, Index tokens) const {
-    Expanded e;
-    if (q_lora_rank) e.c_q = arena.take<T>({tokens, q_lora_rank});
-    e.q = arena.take<T>({tokens, num_attention_heads, qk_head_dim()});
-    e.c = arena.take<T>({tokens, kv_lora_rank});
-    e.k_rope = arena.take<T>({tokens, qk_rope_head_dim});
-    e.kv = arena.take<T>({tokens, num_attention_heads, qk_nope_head_dim + v_head_dim});
-    return e;
-  }
-
   template <class Backend>
   void expand(Backend& backend, const Tensors<const W>& params, View<const T, 2> x,
               const Sequences& sequences, View<const A, 3> table, const Saved& saved,

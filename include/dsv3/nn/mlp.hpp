@@ -63,7 +63,7 @@ struct Mlp {
   };
 
   template <class U>
-  static Tensors<U> make_tensors(Index hidden, Index intermediate, Arena& arena) {
+  static constexpr Tensors<U> make_tensors(Index hidden, Index intermediate, Arena& arena) {
     Tensors<U> t;
     t.gate_proj = arena.take<U>({intermediate, hidden});
     t.up_proj = arena.take<U>({intermediate, hidden});
@@ -82,7 +82,7 @@ struct Mlp {
     View<T, 2> a, b;  // [T, I] gate(x) and up(x)
   };
 
-  static Saved make_saved(Arena& arena, Index tokens, Index intermediate) {
+  static constexpr Saved make_saved(Arena& arena, Index tokens, Index intermediate) {
     Saved saved;
     saved.a = arena.take<T>({tokens, intermediate});
     saved.b = arena.take<T>({tokens, intermediate});

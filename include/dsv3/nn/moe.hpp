@@ -129,7 +129,7 @@ struct Moe {
   GateRule rule;
   Index moe_intermediate_size, shared_intermediate_size;  // the latter 0 without shared experts
 
-  explicit Moe(const ModelConfig& c)
+  constexpr explicit Moe(const ModelConfig& c)
       : rule(c),
         moe_intermediate_size(c.moe_intermediate_size),
         shared_intermediate_size(c.n_shared_experts * c.moe_intermediate_size) {}
@@ -144,7 +144,7 @@ struct Moe {
   };
 
   template <class U>
-  static Tensors<U> make_tensors(const ModelConfig& c, Arena& arena) {
+  static constexpr Tensors<U> make_tensors(const ModelConfig& c, Arena& arena) {
     const Index E = c.n_routed_experts, I = c.moe_intermediate_size, H = c.hidden_size;
     Tensors<U> t;
     t.gate = arena.take<U>({E, H});
@@ -194,7 +194,7 @@ struct Moe {
     typename Mlp<P>::Saved shared;
   };
 
-  Saved make_saved(Arena& arena, Index tokens, Index sequences) const {
+  constexpr Saved make_saved(Arena& arena, Index tokens, Index sequences) const {
     const Index E = rule.n_routed_experts, K = rule.num_experts_per_tok;
     Saved saved;
     saved.scores = arena.take<A>({tokens, E});

@@ -37,7 +37,7 @@ struct Mtp {
   };
 
   template <class U>
-  static Tensors<U> make_tensors(const ModelConfig& c, Index layer, Arena& arena) {
+  static constexpr Tensors<U> make_tensors(const ModelConfig& c, Index layer, Arena& arena) {
     Tensors<U> t;
     t.enorm = arena.take<U>({c.hidden_size});
     t.hnorm = arena.take<U>({c.hidden_size});

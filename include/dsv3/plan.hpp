@@ -1,0 +1,310 @@
+// Plan: what a model costs, before it exists: parameters, arithmetic, bytes. All of it constexpr.
+#pragma once
+
+#include <dsv3/nn/head.hpp>
+#include <dsv3/nn/mtp.hpp>
+#include <dsv3/nn/transformer.hpp>
+
+/// Counting from a ModelConfig alone. Source: spec 1.2, 4.5 and 10.4.
+namespace dsv3::plan {
+
+/// Parameters of the latent attention of one layer, its two latent norms included.
+constexpr Index attention_parameters(const ModelConfig& c) {
+  const Index d = c.hidden_size, n = c.num_attention_heads;
+  const Index q = c.q_lora_rank
+                      ? d * c.q_lora_rank + c.q_lora_rank + c.q_lora_rank * n * c.qk_head_dim()
+                      : d * n * c.qk_head_dim();
+  const Index kv = d * (c.kv_lora_rank + c.qk_rope_head_dim) + c.kv_lora_rank +
+                   c.kv_lora_rank * n * (c.qk_nope_head_dim + c.v_head_dim);
+  return q + kv + n * c.v_head_dim * d;
+}
+
+/// Parameters of one routed expert.
+constexpr Index expert_parameters(const ModelConfig& c) {
+  return 3 * c.hidden_size * c.moe_intermediate_size;
+}
+
+/// Parameters of block `layer`, of which a token uses `experts` routed experts.
+constexpr Index block_parameters(const ModelConfig& c, Index layer, Index experts) {
+  const Index d = c.hidden_size, common = attention_parameters(c) + 2 * d;
+  if (!c.is_moe(layer)) return common + 3 * d * c.intermediate_size;
+  return common + c.n_routed_experts * d + (c.has_bias() ? c.n_routed_experts : 0) +
+         (experts + c.n_shared_experts) * expert_parameters(c);
+}
+
+/// Parameters of block `layer`.
+constexpr Index block_parameters(const ModelConfig& c, Index layer) {
+  return block_parameters(c, layer, c.n_routed_experts);
+}
+
+/// Parameters without MTP: embedding, blocks, final norm, head.
+constexpr Index main_parameters(const ModelConfig& c) {
+  Index n = 2 * c.vocab_size * c.hidden_size + c.hidden_size;
+  for (Index l = 0; l < c.num_hidden_layers; ++l) n += block_parameters(c, l);
+  return n;
+}
+
+/// Parameters that a token uses in the main model: its experts, the head, not the embedding, which
+/// is a lookup. DeepSeek's published figures count so.
+constexpr Index activated_parameters(const ModelConfig& c) {
+  Index n = c.vocab_size * c.hidden_size + c.hidden_size;
+  for (Index l = 0; l < c.num_hidden_layers; ++l)
+    n += block_parameters(c, l, c.num_experts_per_tok);
+  return n;
+}
+
+/// Parameters of one MTP module beside the shared embedding and head, of which a token uses
+/// `experts` routed experts.
+constexpr Index mtp_parameters(const ModelConfig& c, Index experts) {
+  return block_parameters(c, c.num_hidden_layers, experts) + 2 * c.hidden_size * c.hidden_size +
+         3 * c.hidden_size;
+}
+
+/// Parameters of one MTP module beside the shared embedding and head.
+constexpr Index mtp_parameters(const ModelConfig& c) {
+  return mtp_parameters(c, c.n_routed_experts);
+}
+
+/// Parameters of the whole model, embedding and head counted once.
+constexpr Index total_parameters(const ModelConfig& c) {
+  return main_parameters(c) +
+         (c.num_nextn_predict_layers ? c.num_nextn_predict_layers * mtp_parameters(c) : 0);
+}
+
+/// Bytes of latent cache of one token in the main layers, with entries of element_bytes.
+constexpr Index cache_bytes_per_token(const ModelConfig& c, Index element_bytes = 2) {
+  return c.num_hidden_layers * (c.kv_lora_rank + c.qk_rope_head_dim) * element_bytes;
+}
+
+/// FLOPs of the main model for one trained token, forward and backward, in rows of `length` tokens
+/// with causal attention (each token sees length / 2 keys).
+constexpr double training_flops_per_token(const ModelConfig& c, Index length) {
+  const double attention =
+      3.0 * static_cast<double>(c.num_hidden_layers) * static_cast<double>(c.num_attention_heads) *
+      2.0 * static_cast<double>(c.qk_head_dim() + c.v_head_dim) * (static_cast<double>(length) / 2);
+  return 6.0 * static_cast<double>(activated_parameters(c)) + attention;
+}
+
+/// Bytes of one set of all trainable tensors with elements of U, each starting at a multiple of 64.
+template <class P, class U>
+constexpr Index tensor_bytes(const ModelConfig& c) {
+  Arena arena;
+  arena.take<U>({c.vocab_size, c.hidden_size});
+  arena.take<U>({c.hidden_size});
+  arena.take<U>({c.vocab_size, c.hidden_size});
+  for (Index l = 0; l < c.num_hidden_layers; ++l) Block<P>::template make_tensors<U>(c, l, arena);
+  for (Index k = 0; k < c.num_nextn_predict_layers; ++k)
+    Mtp<P>::template make_tensors<U>(c, c.num_hidden_layers + k, arena);
+  return arena.used();
+}
+
+/// Bytes of weights: masters, the rounded copy where operands have another type, gate biases.
+template <class P>
+constexpr Index weight_bytes(const ModelConfig& c) {
+  Index bytes = tensor_bytes<P, typename P::master>(c);
+  if (!std::is_same_v<typename P::master, typename P::weight>)
+    bytes += tensor_bytes<P, typename P::weight>(c);
+  return bytes + Arena::bytes<typename P::accumulator>(c.moe_layers() * c.n_routed_experts);
+}
+
+/// Bytes of gradients and AdamW's two moments.
+template <class P>
+constexpr Index optimizer_bytes(const ModelConfig& c) {
+  return tensor_bytes<P, typename P::master>(c) + 2 * tensor_bytes<P, typename P::moment>(c);
+}
+
+namespace detail {
+
+// Each function takes from a counting arena what its namesake takes when it runs.
+
+template <class P>
+constexpr void mlp_scratch(Arena& arena, Index tokens, Index inter, bool backward) {
+  const ArenaScope scope(arena);
+  for (int i = 0; i < (backward ? 3 : 1); ++i) arena.take<typename P::activation>({tokens, inter});
+}
+
+template <class A>
+constexpr void norm_backward(Arena& arena, Index tokens, Index features) {
+  const ArenaScope scope(arena);
+  arena.take<A>({tokens});
+  arena.take<A>({(tokens + 63) / 64, features});
+}
+
+template <class P>
+constexpr void moe_scratch(Arena& arena, const Moe<P>& moe, Index tokens, Index sequences, Index H,
+                           bool backward) {
+  using T = typename P::activation;
+  using A = typename P::accumulator;
+  const ArenaScope scope(arena);
+  const Index E = moe.rule.n_routed_experts, K = moe.rule.num_experts_per_tok;
+  const Index I = moe.moe_intermediate_size, shared = moe.shared_intermediate_size;
+  if (!backward) {
+    {
+      const ArenaScope route(arena);
+      arena.take<A>({tokens, E + moe.rule.n_group});
+      arena.take<std::int32_t>({tokens, K});
+      arena.take<A>({tokens});
+      arena.take<A>({sequences, E});
+    }
+    arena.take<T>({tokens * K, H});
+    arena.take<T>({tokens * K, I});
+  } else {
+    arena.take<A>({tokens, K});
+    arena.take<T>({tokens * K, H});
+    for (int i = 0; i < 3; ++i) arena.take<T>({tokens * K, I});
+    arena.take<A>({tokens, E});
+    arena.take<A>({tokens, H});
+  }
+  if (!shared) return;
+  arena.take<T>({tokens, H});
+  mlp_scratch<P>(arena, tokens, shared, backward);
+}
+
+template <class P>
+constexpr void mla_backward(Arena& arena, const Mla<P>& mla, Index tokens, Index attention_bytes) {
+  using T = typename P::activation;
+  using A = typename P::accumulator;
+  const ArenaScope scope(arena);
+  const Index n = mla.num_attention_heads;
+  mla.make_expanded(arena, tokens);
+  arena.take<T>({tokens, n, mla.v_head_dim});
+  arena.take<T>({tokens, n, mla.qk_head_dim()});
+  arena.take<T>({tokens, n, mla.qk_nope_head_dim + mla.v_head_dim});
+  arena.take<T>({tokens, mla.kv_lora_rank + mla.qk_rope_head_dim});
+  {
+    const ArenaScope attention(arena);
+    arena.take<std::byte>({attention_bytes});
+  }
+  arena.take<T>({tokens, mla.kv_lora_rank});
+  norm_backward<A>(arena, tokens, mla.kv_lora_rank);
+  if (!mla.q_lora_rank) return;
+  arena.take<T>({tokens, mla.q_lora_rank});
+  arena.take<T>({tokens, mla.q_lora_rank});
+  norm_backward<A>(arena, tokens, mla.q_lora_rank);
+}
+
+template <class P>
+constexpr void block_forward(Arena& arena, const Block<P>& block, bool is_moe, Index tokens,
+                             Index H, Index sequences) {
+  using T = typename P::activation;
+  const ArenaScope scope(arena);
+  arena.take<T>({tokens, H});
+  arena.take<T>({tokens, H});
+  {
+    const ArenaScope attention(arena);
+    block.mla.make_expanded(arena, tokens);
+  }
+  if (is_moe)
+    moe_scratch<P>(arena, block.moe, tokens, sequences, H, false);
+  else
+    mlp_scratch<P>(arena, tokens, block.intermediate_size, false);
+}
+
+template <class P>
+constexpr void block_backward(Arena& arena, const Block<P>& block, bool is_moe, Index tokens,
+                              Index H, Index attention_bytes) {
+  using T = typename P::activation;
+  using A = typename P::accumulator;
+  const ArenaScope scope(arena);
+  for (int i = 0; i < 3; ++i) arena.take<T>({tokens, H});
+  if (is_moe)
+    moe_scratch<P>(arena, block.moe, tokens, 0, H, true);
+  else
+    mlp_scratch<P>(arena, tokens, block.intermediate_size, true);
+  norm_backward<A>(arena, tokens, H);
+  mla_backward<P>(arena, block.mla, tokens, attention_bytes);
+}
+
+}  // namespace detail
+
+/// Bytes of working memory of one training pass over B rows of T tokens, without padding or packed
+/// documents: the batch's lists, everything kept for backward, and the largest scratch. Equals what
+/// the pass takes (Model::measured_bytes).
+///
+/// attention_bytes(tokens) is the scratch of the backend's attention backward for so many tokens;
+/// for Cpu see training_bytes in train/plan of that backend.
+template <class P>
+constexpr Index pass_bytes(const ModelConfig& c, Index B, Index T_, Keep keep,
+                           auto&& attention_bytes) {
+  using T = typename P::activation;
+  using R = typename P::residual;
+  using A = typename P::accumulator;
+  const Block<P> block(c, Mla<P>(c, 1.0));
+  const Index D = c.num_nextn_predict_layers, H = c.hidden_size;
+  const auto tokens = [&](Index k) { return B * (T_ > k ? T_ - k : 0); };
+  Arena arena;
+  for (Index k = 0; k <= D; ++k) {
+    arena.take<std::int32_t>({k ? tokens(k) : 0});
+    for (int i = 0; i < 5; ++i) arena.take<std::int32_t>({tokens(k)});
+    arena.take<std::int32_t>({B + 1});
+    arena.take<std::int32_t>({tokens(k)});
+  }
+  arena.take<A>({T_, 2, c.qk_rope_head_dim / 2});
+  arena.take<A>({1 + D});
+  arena.take<A>({c.moe_layers()});
+  for (Index k = 0; k <= D; ++k) {
+    const Index n = tokens(k), blocks = k ? 1 : c.num_hidden_layers;
+    arena.take<T>({n, H});
+    arena.take<A>({n});
+    arena.take<T>({n, H});
+    arena.take<R>({n, H});
+    if (k) {
+      arena.take<T>({n, H});
+      arena.take<T>({n, H});
+      const ArenaScope scope(arena);
+      arena.take<T>({n, 2 * H});
+    }
+    for (Index b = 0; b < blocks; ++b) {
+      const bool moe = c.is_moe(k ? c.num_hidden_layers + k - 1 : b);
+      arena.take<R>({n, H});
+      if (keep == Keep::inputs && moe) arena.take<std::int32_t>({n, c.num_experts_per_tok});
+      const Index mark = arena.used();
+      block.make_saved(arena, moe, n, H, B);
+      detail::block_forward<P>(arena, block, moe, n, H, B);
+      if (keep == Keep::inputs) arena.release(mark);
+    }
+    const Index most = Head<P>::chunk_tokens(c.vocab_size), chunk = n < most ? n : most;
+    const ArenaScope scope(arena);
+    arena.take<A>({chunk, c.vocab_size});
+    arena.take<A>({n});
+    if (!std::is_same_v<T, A>) arena.take<T>({chunk, c.vocab_size});
+  }
+  for (Index k = D; k >= 0; --k) {
+    const Index n = tokens(k), blocks = k ? 1 : c.num_hidden_layers;
+    arena.take<R>({n, H});
+    detail::norm_backward<A>(arena, n, H);
+    for (Index b = blocks - 1; b >= 0; --b) {
+      const bool moe = c.is_moe(k ? c.num_hidden_layers + k - 1 : b);
+      const ArenaScope scope(arena);
+      if (keep == Keep::inputs) {
+        block.make_saved(arena, moe, n, H, B);
+        arena.take<R>({n, H});
+        detail::block_forward<P>(arena, block, moe, n, H, B);
+      }
+      detail::block_backward<P>(arena, block, moe, n, H, attention_bytes(n));
+    }
+    const auto embedding = [&] {
+      const ArenaScope scope(arena);
+      arena.take<Index>({c.vocab_size + 1});
+      arena.take<std::int32_t>({n});
+      arena.take<std::int32_t>({n, 1});
+    };
+    if (k == 0) {
+      embedding();
+      continue;
+    }
+    arena.take<T>({n, H});
+    const ArenaScope scope(arena);
+    arena.take<T>({n, H});
+    {
+      const ArenaScope input(arena);
+      arena.take<T>({n, 2 * H});
+      arena.take<T>({n, 2 * H});
+      detail::norm_backward<A>(arena, n, H);
+    }
+    embedding();
+  }
+  return arena.peak();
+}
+
+}  // namespace dsv3::plan
