@@ -258,7 +258,9 @@ class Transformer {
     }
     block_.forward(backend, block, bias_of(inputs, moe_layer), forced, level.x[b], tokens.sequences,
                    inputs.table, scale.per_sequence, y, saved, arena,
-                   [&](const char* what, auto view) { observer(what, layer, view); });
+                   [&](const char* what, auto view) {
+                     if (!arena.counting()) observer(what, layer, view);
+                   });
     if (block.is_moe()) {
       if (load.extent(0))
         for_each_row(backend, 1, detail::CountLoadRow{saved.moe.routing.offsets, load[moe_layer]});

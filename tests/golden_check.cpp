@@ -1,0 +1,112 @@
+// golden_check: reproduces folders of golden data and says where it does not.
+//
+//     golden_check [--precision fp64|fp32|bf16|fp8] [--threads N] [--backend cpu|eigen] PATH...
+//
+// One line an array: path, array, error, tolerance, ok or FAIL; last line `N passed, N failed`.
+// Exit status: 0, 1 where something failed, 2 where an input cannot be used.
+#include <CLI/CLI.hpp>
+
+#include "golden_check/adamw_case.hpp"
+#include "golden_check/model_case.hpp"
+
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Options {
+  std::string precision = "fp64", backend = "cpu";
+  int threads = 0;
+  std::vector<std::string> paths;
+};
+
+// An input that this program cannot judge: exit status 2.
+struct Unusable : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+std::string kind_of(const fs::path& path) {
+  if (!fs::exists(path)) throw Unusable(path.string() + ": no such file or folder");
+  if (!fs::is_directory(path)) {
+    if (path.filename() == "generation.json") return "generation";
+    throw Unusable(path.string() + ": neither a folder nor a generation.json");
+  }
+  if (fs::exists(path / "config.json")) {
+    const dsv3::MappedFile text((path / "config.json").string());
+    const auto json = nlohmann::json::parse(text.data(), text.data() + text.size(), nullptr, false);
+    if (json.is_object() && json.contains("training")) return "trajectory";
+  }
+  if (fs::exists(path / "model.safetensors.index.json")) return "checkpoint";
+  if (fs::exists(path / "expected.safetensors") &&
+      dsv3::SafetensorsFile((path / "expected.safetensors").string()).find("p0.before"))
+    return "adamw";
+  if (fs::exists(path / "casts.safetensors")) return "fp8";
+  if (fs::exists(path / "tokenizer.json")) return "tokenizer";
+  if (fs::exists(path / "config.json") && fs::exists(path / "expected.safetensors"))
+    return "model case";
+  throw Unusable(path.string() + ": holds no golden data that is known here");
+}
+
+template <class P, class Backend>
+void check(const std::string& path, Backend& backend, golden::Counts& counts) {
+  const std::string kind = kind_of(path);
+  constexpr bool narrow = std::is_same_v<P, dsv3::Bf16>;
+  if (narrow && (kind == "trajectory" || kind == "adamw")) {
+    ++counts.skipped;
+    std::printf("%s %s - - skipped\n", path.c_str(), kind.c_str());
+  } else if (kind == "model case") {
+    golden::check_model_case<P>(path, backend, counts);
+  } else if (kind == "trajectory") {
+    golden::check_trajectory<P>(path, backend, counts);
+  } else if (kind == "adamw") {
+    golden::check_adamw<P>(path, backend, counts);
+  } else {
+    throw Unusable(path + ": golden data of kind \"" + kind +
+                   "\" is not supported by this version");
+  }
+}
+
+template <class Backend>
+void check_all(const Options& options, Backend& backend, golden::Counts& counts) {
+  for (const std::string& path : options.paths) {
+    if (options.precision == "fp64") check<dsv3::Fp64>(path, backend, counts);
+    if (options.precision == "fp32") check<dsv3::Fp32>(path, backend, counts);
+    if (options.precision == "bf16") check<dsv3::Bf16>(path, backend, counts);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options options;
+  CLI::App app("Reproduces folders of golden data.");
+  app.add_option("--precision", options.precision, "of the model (fp8: not in this version)")
+      ->check(CLI::IsMember({"fp64", "fp32", "bf16", "fp8"}));
+  app.add_option("--backend", options.backend)->check(CLI::IsMember({"cpu", "eigen"}));
+  app.add_option("--threads", options.threads, "0: all of the machine")->check(CLI::Range(0, 1024));
+  app.add_option("paths", options.paths, "folders, or a generation.json")->required();
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  golden::Counts counts;
+  try {
+    if (options.precision == "fp8")
+      throw Unusable("--precision fp8: the FP8 policy is not part of this version");
+    if (options.backend == "eigen") {
+      dsv3::EigenCpu backend;
+      check_all(options, backend, counts);
+    } else {
+      const auto machine = static_cast<int>(std::thread::hardware_concurrency());
+      dsv3::Cpu backend(options.threads > 0 ? options.threads : machine);
+      check_all(options, backend, counts);
+    }
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "golden_check: %s\n", error.what());
+    return 2;
+  }
+  std::printf("%d passed, %d failed", counts.passed, counts.failed);
+  if (counts.skipped) std::printf(", %d skipped", counts.skipped);
+  std::printf("\n");
+  return counts.failed ? 1 : 0;
+}
