@@ -2,7 +2,6 @@
 #pragma once
 
 #include <dsv3/backend/cpu/simd.hpp>
-#include <utility>
 
 namespace dsv3::detail {
 
@@ -57,6 +56,21 @@ inline void interleave_row(const bf16* row, const bf16* next, Index n, std::uint
     out[j] = row[j].bits | static_cast<std::uint32_t>(next ? next[j].bits : 0) << 16;
 }
 
+// Lane i is lane index(i) of a followed by b. The lanes are written out, because nvcc's front end
+// loses a parameter pack inside a builtin.
+template <Index lanes, class Vector, class F>
+auto shuffle(Vector a, Vector b, F index) {
+  if constexpr (lanes == 4)
+    return __builtin_shufflevector(a, b, index(0), index(1), index(2), index(3));
+  else if constexpr (lanes == 8)
+    return __builtin_shufflevector(a, b, index(0), index(1), index(2), index(3), index(4), index(5),
+                                   index(6), index(7));
+  else
+    return __builtin_shufflevector(a, b, index(0), index(1), index(2), index(3), index(4), index(5),
+                                   index(6), index(7), index(8), index(9), index(10), index(11),
+                                   index(12), index(13), index(14), index(15));
+}
+
 // Four words at offset k of each row j, j + 4, j + 8, ...
 template <Index lanes>
 typename Words<lanes>::Vector load_quarters(const std::uint32_t* const* rows, Index k) {
@@ -65,12 +79,8 @@ typename Words<lanes>::Vector load_quarters(const std::uint32_t* const* rows, In
     std::memcpy(&v, rows[0] + k, sizeof v);
     return v;
   } else {
-    const auto low = load_quarters<lanes / 2>(rows, k);
-    const auto high = load_quarters<lanes / 2>(rows + lanes / 2, k);
-    return [&]<std::size_t... i>(std::index_sequence<i...>) {
-      return __builtin_shufflevector(low, high, static_cast<int>(i)...);
-    }
-    (std::make_index_sequence<static_cast<std::size_t>(lanes)>());
+    return shuffle<lanes>(load_quarters<lanes / 2>(rows, k),
+                          load_quarters<lanes / 2>(rows + lanes / 2, k), [](int i) { return i; });
   }
 }
 
@@ -78,15 +88,11 @@ typename Words<lanes>::Vector load_quarters(const std::uint32_t* const* rows, In
 // the quarters, or the second ones.
 template <Index lanes, int size, bool second, class Vector>
 Vector zip(Vector a, Vector b) {
-  constexpr auto index = [](int i) {
+  return shuffle<lanes>(a, b, [](int i) {
     const int quarter = i / 4 * 4, group = i % 4 / size;
     const int from = quarter + (second ? 2 : 0) + group / 2 * size + i % size;
     return from + (group % 2 ? static_cast<int>(lanes) : 0);
-  };
-  return [&]<std::size_t... i>(std::index_sequence<i...>) {
-    return __builtin_shufflevector(a, b, index(static_cast<int>(i))...);
-  }
-  (std::make_index_sequence<static_cast<std::size_t>(lanes)>());
+  });
 }
 
 // out[k * stride + r] = rows[r][k] for `lanes` rows r and k in [0, n).
@@ -99,11 +105,13 @@ void transpose_words(const std::uint32_t* const (&rows)[lanes], Index n, std::ui
     const auto c = load_quarters<lanes>(rows + 2, k), d = load_quarters<lanes>(rows + 3, k);
     const auto ab = zip<lanes, 1, false>(a, b), ab2 = zip<lanes, 1, true>(a, b);
     const auto cd = zip<lanes, 1, false>(c, d), cd2 = zip<lanes, 1, true>(c, d);
-    const typename Words<lanes>::Vector columns[] = {
-        zip<lanes, 2, false>(ab, cd), zip<lanes, 2, true>(ab, cd), zip<lanes, 2, false>(ab2, cd2),
-        zip<lanes, 2, true>(ab2, cd2)};
-    for (Index i = 0; i < 4; ++i)
-      std::memcpy(out + (k + i) * stride, &columns[i], sizeof columns[i]);
+    auto put = [&](Index column, auto words) {
+      std::memcpy(out + (k + column) * stride, &words, sizeof words);
+    };
+    put(0, zip<lanes, 2, false>(ab, cd));
+    put(1, zip<lanes, 2, true>(ab, cd));
+    put(2, zip<lanes, 2, false>(ab2, cd2));
+    put(3, zip<lanes, 2, true>(ab2, cd2));
   }
   for (; k < n; ++k)
     for (Index r = 0; r < lanes; ++r) out[k * stride + r] = rows[r][k];

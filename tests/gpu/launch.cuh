@@ -1,0 +1,107 @@
+// How a row kernel runs on a GPU: a block of threads is the team of one row.
+#pragma once
+
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+#include "device.hpp"
+
+namespace gpu {
+
+inline constexpr int team_size = 128;
+
+inline void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+}
+
+/// The contract of dsv3::SerialTeam. Every function is reached by all threads of the block.
+struct BlockTeam {
+  __device__ void each(Index n, auto&& f) const {
+    for (Index i = threadIdx.x; i < n; i += team_size) f(i);
+  }
+  __device__ void once(auto&& f) const {
+    if (threadIdx.x == 0) f();
+  }
+  __device__ void sync() const { __syncthreads(); }
+
+  __device__ auto sum(Index n, auto&& f) const {
+    using A = decltype(f(n));
+    A own = A(0);
+    for (Index i = threadIdx.x; i < n; i += team_size) own += f(i);
+    return combine(own, [](A a, A b) { return a + b; });
+  }
+  __device__ auto dot(Index n, auto&& f, auto&& g) const {
+    using A = decltype(f(n));
+    A own = A(0);
+    for (Index i = threadIdx.x; i < n; i += team_size) own = dsv3::fma(f(i), g(i), own);
+    return combine(own, [](A a, A b) { return a + b; });
+  }
+  __device__ auto max(Index n, auto&& f) const {
+    using A = decltype(f(n));
+    A own = -infinity<A>();
+    for (Index i = threadIdx.x; i < n; i += team_size) {
+      const A value = f(i);
+      own = value > own ? value : own;
+    }
+    return combine(own, [](A a, A b) { return b > a ? b : a; });
+  }
+  __device__ Index argmax(Index n, auto&& f) const {
+    using A = decltype(f(n));
+    struct Best {
+      A value;
+      Index at;
+    };
+    Best own = {-infinity<A>(), -1};
+    for (Index i = threadIdx.x; i < n; i += team_size) {
+      const A value = f(i);
+      if (value > own.value) own = {value, i};
+    }
+    return combine(own,
+                   [](Best a, Best b) {
+                     const bool right =
+                         b.at >= 0 && (b.value > a.value || (b.value == a.value && b.at < a.at));
+                     return right || a.at < 0 ? b : a;
+                   })
+        .at;
+  }
+
+ private:
+  template <class A>
+  __device__ static A infinity() {
+    return __builtin_bit_cast(float, 0x7F800000);
+  }
+
+  // The values of all threads as one, in a fixed order, known to all of them.
+  template <class A, class F>
+  __device__ static A combine(A own, F&& f) {
+    __shared__ A shared[team_size];
+    __syncthreads();
+    shared[threadIdx.x] = own;
+    __syncthreads();
+    for (int width = team_size / 2; width > 0; width /= 2) {
+      if (threadIdx.x < width)
+        shared[threadIdx.x] = f(shared[threadIdx.x], shared[threadIdx.x + width]);
+      __syncthreads();
+    }
+    return shared[0];
+  }
+};
+
+template <class Body>
+__global__ void __launch_bounds__(team_size) row_kernel(Index rows, Body body) {
+  for (Index row = blockIdx.x; row < rows; row += gridDim.x) {
+    body(BlockTeam{}, row);
+    __syncthreads();
+  }
+}
+
+template <class Body>
+void for_each_row(Device&, Index rows, Body body) {
+  if (rows == 0) return;
+  row_kernel<<<static_cast<unsigned>(rows < 65535 ? rows : 65535), team_size>>>(rows, body);
+  check(cudaGetLastError(), "for_each_row");
+}
+
+}  // namespace gpu

@@ -1,0 +1,195 @@
+// Guarded: a backend whose memory the host cannot touch. It stands for a device where there is
+// none.
+#pragma once
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <dsv3/backend/cpu.hpp>
+#include <map>
+#include <stdexcept>
+#include <string>
+#include <system_error>
+#include <type_traits>
+#include <utility>
+
+namespace guarded {
+
+using dsv3::Index;
+
+/// Every page of its memory is protected except while one of its primitives runs, which a Cpu of
+/// its own carries out. A block ends at a page that is never open, so that overruns fault too. A
+/// host pointer where backend memory belongs, or the reverse, is std::invalid_argument; row kernels
+/// must be trivially copyable, as a launch on a device copies them.
+///
+/// Nothing here derives from the library's backends, and it lives in a namespace of its own: code
+/// that works with it finds its primitives by the type of the backend argument alone.
+class Guarded {
+ public:
+  explicit Guarded(int threads = 1) : cpu_(threads) {}
+  Guarded(const Guarded&) = delete;
+  Guarded& operator=(const Guarded&) = delete;
+  ~Guarded() {
+    for (const auto& [begin, block] : blocks_) munmap(block.pages, block.page_bytes);
+  }
+
+  void* take(Index bytes) {
+    const std::size_t page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+    const std::size_t used = round_up(static_cast<std::size_t>(bytes), 64);
+    const std::size_t open = round_up(used == 0 ? 64 : used, page);
+    void* pages = mmap(nullptr, open + page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pages == MAP_FAILED) throw std::bad_alloc();
+    auto* begin = static_cast<std::byte*>(pages) + open - used;
+    blocks_[begin] = {pages, open + page, open, begin + used};
+    return begin;
+  }
+
+  void give_back(void* begin) noexcept {
+    const auto found = blocks_.find(static_cast<std::byte*>(begin));
+    munmap(found->second.pages, found->second.page_bytes);
+    blocks_.erase(found);
+  }
+
+  /// True where [begin, begin + bytes) lies in one block.
+  bool owns(const void* begin, Index bytes) const {
+    const auto* at = static_cast<const std::byte*>(begin);
+    const auto after = blocks_.upper_bound(const_cast<std::byte*>(at));
+    if (after == blocks_.begin()) return false;
+    return at + bytes <= std::prev(after)->second.end;
+  }
+
+  /// The Cpu, while its memory is open.
+  class Open {
+   public:
+    explicit Open(Guarded& guarded) : guarded_(guarded) {
+      guarded_.protect(PROT_READ | PROT_WRITE);
+    }
+    ~Open() { guarded_.protect(PROT_NONE); }
+    Open(const Open&) = delete;
+    Open& operator=(const Open&) = delete;
+    dsv3::Cpu& cpu() { return guarded_.cpu_; }
+
+   private:
+    Guarded& guarded_;
+  };
+
+  /// Throws unless the view lies in this backend's memory; other arguments are not looked at.
+  template <class T, int Rank>
+  void require_own(const char* caller, const dsv3::View<T, Rank>& view) const {
+    if (view.size() == 0) return;
+    Index last = 0;
+    for (int d = 0; d < Rank; ++d) last += (view.extent(d) - 1) * view.strides[d];
+    if (!owns(view.data, (last + 1) * static_cast<Index>(sizeof(T))))
+      throw std::invalid_argument(std::string(caller) + ": a view is not in the backend's memory");
+  }
+  void require_own(const char*, const auto&) const {}
+
+ private:
+  struct Block {
+    void* pages;
+    std::size_t page_bytes, open_bytes;
+    std::byte* end;
+  };
+
+  static std::size_t round_up(std::size_t n, std::size_t unit) {
+    return (n + unit - 1) / unit * unit;
+  }
+
+  void protect(int protection) {
+    for (const auto& [begin, block] : blocks_)
+      if (mprotect(block.pages, block.open_bytes, protection) != 0)
+        throw std::system_error(errno, std::generic_category(), "mprotect");
+  }
+
+  dsv3::Cpu cpu_;
+  std::map<std::byte*, Block> blocks_;
+};
+
+inline void* allocate(Guarded& guarded, Index bytes) { return guarded.take(bytes); }
+inline void deallocate(Guarded& guarded, void* memory, Index) noexcept {
+  guarded.give_back(memory);
+}
+
+inline void copy_to_backend(Guarded& guarded, void* to, const void* from, Index bytes) {
+  if (bytes == 0) return;
+  if (!guarded.owns(to, bytes) || guarded.owns(from, 1))
+    throw std::invalid_argument("copy_to_backend: goes from the host's memory to the backend's");
+  Guarded::Open open(guarded);
+  copy_to_backend(open.cpu(), to, from, bytes);
+}
+
+inline void copy_to_host(Guarded& guarded, void* to, const void* from, Index bytes) {
+  if (bytes == 0) return;
+  if (!guarded.owns(from, bytes) || guarded.owns(to, 1))
+    throw std::invalid_argument("copy_to_host: goes from the backend's memory to the host's");
+  Guarded::Open open(guarded);
+  copy_to_host(open.cpu(), to, from, bytes);
+}
+
+inline void fill_zero(Guarded& guarded, void* memory, Index bytes) {
+  if (bytes == 0) return;
+  if (!guarded.owns(memory, bytes))
+    throw std::invalid_argument("fill_zero: memory is not the backend's");
+  Guarded::Open open(guarded);
+  fill_zero(open.cpu(), memory, bytes);
+}
+
+inline void synchronize(Guarded& guarded) {
+  Guarded::Open open(guarded);
+  synchronize(open.cpu());
+}
+
+template <class Body>
+void for_each_row(Guarded& guarded, Index rows, Body body) {
+  static_assert(std::is_trivially_copyable_v<Body>, "a launch on a device copies the row kernel");
+  Guarded::Open open(guarded);
+  for_each_row(open.cpu(), rows, body);
+}
+
+template <class... Args>
+void gemm(Guarded& guarded, Args... args) {
+  (guarded.require_own("gemm", args), ...);
+  Guarded::Open open(guarded);
+  gemm(open.cpu(), args...);
+}
+
+template <class... Args>
+void batched_gemm(Guarded& guarded, Args... args) {
+  (guarded.require_own("batched_gemm", args), ...);
+  Guarded::Open open(guarded);
+  batched_gemm(open.cpu(), args...);
+}
+
+template <class... Args>
+void grouped_gemm(Guarded& guarded, Args... args) {
+  (guarded.require_own("grouped_gemm", args), ...);
+  Guarded::Open open(guarded);
+  grouped_gemm(open.cpu(), args...);
+}
+
+template <class... Args>
+void sort_by_expert(Guarded& guarded, Args... args) {
+  (guarded.require_own("sort_by_expert", args), ...);
+  Guarded::Open open(guarded);
+  sort_by_expert(open.cpu(), args...);
+}
+
+// The optional overloads, where Cpu offers them for these arguments.
+template <class... Args>
+requires requires(dsv3::Cpu& cpu, Args&... args) { fused_attention_forward(cpu, args...); }
+void fused_attention_forward(Guarded& guarded, Args&&... args) {
+  (guarded.require_own("fused_attention_forward", args), ...);
+  Guarded::Open open(guarded);
+  fused_attention_forward(open.cpu(), args...);
+}
+
+template <class... Args>
+requires requires(dsv3::Cpu& cpu, Args&... args) { fused_attention_backward(cpu, args...); }
+void fused_attention_backward(Guarded& guarded, Args&&... args) {
+  (guarded.require_own("fused_attention_backward", args), ...);
+  Guarded::Open open(guarded);
+  fused_attention_backward(open.cpu(), args...);
+}
+
+}  // namespace guarded
