@@ -28,11 +28,14 @@ struct Fp32 {
 };
 
 /// bf16 weights and activations beside float masters, gradients, moments and sums.
+///
+/// The residual stream is float: rounding it to bf16 at every addition is the largest error of such
+/// a model (on the golden case v2 it raises the worst gradient's relative error from 0.14 to 0.23).
 struct Bf16 {
   static constexpr const char* name = "bf16";
   using master = float;
   using weight = bf16;
-  using residual = bf16;
+  using residual = float;
   using activation = bf16;
   using accumulator = float;
   using moment = float;
