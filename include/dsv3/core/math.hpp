@@ -1,5 +1,5 @@
-// Elementary functions for kernels: branch-free in float, so that loops over them vectorise without
-// -ffast-math and every backend gets the same bits; std in double.
+// Elementary functions for kernels: branch-free in float and always inlined, so that loops over them
+// vectorise without -ffast-math and every backend gets the same bits; std in double.
 #pragma once
 
 #include <cmath>
@@ -22,7 +22,7 @@ DSV3_HD constexpr double fma(double a, double b, double c) { return a * b + c; }
 /// x = n ln 2 + r with |r| <= ln 2 / 2; exp(r) by a polynomial of degree 7 (the Taylor coefficients
 /// suffice: the first one left out is below 2^-28); times 2^n in two steps, so that subnormal
 /// results are rounded once.
-DSV3_HD inline float exp(float x) {
+[[gnu::always_inline]] DSV3_HD inline float exp(float x) {
   const float bounded = x > 128.0f ? 128.0f : (x < -120.0f ? -120.0f : x);
   constexpr float to_integer = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   const float n = fma(bounded, 1.44269504088896341f, to_integer) - to_integer;
@@ -48,7 +48,7 @@ DSV3_HD inline double exp(double x) { return std::exp(x); }
 ///
 /// x = 2^e m with m in [sqrt(1/2), sqrt(2)); ln m = 2 atanh(s), s = (m - 1) / (m + 1), whose odd
 /// series in s (|s| < 0.1716) needs the terms up to s^9.
-DSV3_HD inline float log(float x) {
+[[gnu::always_inline]] DSV3_HD inline float log(float x) {
   const bool tiny = x < 1.17549435e-38f;  // subnormal: scale by 2^23 first
   const float scaled = tiny ? x * 8388608.0f : x;
   const auto u = __builtin_bit_cast(std::int32_t, scaled);
@@ -77,7 +77,7 @@ DSV3_HD inline double log(double x) { return std::log(x); }
 
 /// 1 / (1 + exp(-x)). The exponential sees only -|x|, so nothing overflows.
 template <class A>
-DSV3_HD inline A sigmoid(A x) {
+[[gnu::always_inline]] DSV3_HD inline A sigmoid(A x) {
   const A e = exp(x < A(0) ? x : -x);
   const A small = e / (A(1) + e), large = A(1) / (A(1) + e);
   return x < A(0) ? small : large;
