@@ -123,7 +123,7 @@ void check_differences(const std::string& name, const View<double, 1>& x,
   CHECK(worst <= 1e-6 * largest);
 }
 
-/// The relative Frobenius distance of x from y.
+/// The relative Frobenius distance of x from y, which is not all zero.
 template <class TX, class TY>
 double distance(const View<TX, 1>& x, const View<TY, 1>& y) {
   double difference = 0, norm = 0;
