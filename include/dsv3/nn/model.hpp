@@ -21,6 +21,15 @@ struct Losses {
   double loss = 0;               ///< mean of -log probability over the labels
   std::vector<double> mtp_loss;  ///< of each depth, divided by the main model's label count
   double balance = 0;            ///< sum over MoE layers with alpha = 1
+
+  /// Adds the weighted losses of another part of the same whole.
+  void add(const Losses& part, double token_weight, double sequence_weight) {
+    mtp_loss.resize(part.mtp_loss.size());
+    loss += token_weight * part.loss;
+    balance += sequence_weight * part.balance;
+    for (std::size_t k = 0; k < mtp_loss.size(); ++k)
+      mtp_loss[k] += token_weight * part.mtp_loss[k];
+  }
 };
 
 namespace detail {
@@ -132,7 +141,7 @@ class Model {
   std::vector<A> log_probs(const Batch& batch) {
     require_labels("Model::log_probs", batch);
     std::vector<A> result(static_cast<std::size_t>(batch.tokens.size()));
-    run(batch, Keep::nothing, [&](auto& backend, const auto& inputs, auto& pass, Arena& arena) {
+    run(batch, [&](auto& backend, const auto& inputs, auto& pass, Arena& arena) {
       transformer_.forward(backend, operands_, inputs, LossScale{}, Keep::nothing, true, nullptr,
                            {}, pass, arena);
       if (arena.counting()) return;
@@ -145,14 +154,15 @@ class Model {
     return result;
   }
 
-  /// The losses of a batch, without gradients.
+  /// The losses of a batch, averaged over its own labels and sequences, without gradients. load
+  /// [MoE layers, E], where given, is added to.
   template <class Observer = NoObserver>
-  Losses losses(const Batch& batch, Observer&& observer = {}) {
+  Losses losses(const Batch& batch, Observer&& observer = {}, View<Index, 2> load = {}) {
     require_labels("Model::losses", batch);
     Losses result;
-    run(batch, Keep::nothing, [&](auto& backend, const auto& inputs, auto& pass, Arena& arena) {
+    run(batch, [&](auto& backend, const auto& inputs, auto& pass, Arena& arena) {
       transformer_.forward(backend, operands_, inputs, mean_of(layout_), Keep::nothing, true,
-                           nullptr, {}, pass, arena, observer);
+                           nullptr, load, pass, arena, observer);
       if (!arena.counting()) add_losses(pass, result);
     });
     return result;
@@ -167,7 +177,7 @@ class Model {
     require_labels("Model::losses_and_gradients", batch);
     Losses result;
     const Keep keep = recompute ? Keep::inputs : Keep::all;
-    run(batch, keep, [&](auto& backend, const auto& inputs, auto& pass, Arena& arena) {
+    run(batch, [&](auto& backend, const auto& inputs, auto& pass, Arena& arena) {
       transformer_.forward(backend, operands_, inputs, scale, keep, true, &grads, load, pass, arena,
                            observer);
       transformer_.backward(backend, operands_, inputs, scale, keep, pass, grads, arena);
@@ -279,7 +289,7 @@ class Model {
   std::vector<A> logits(const Batch& batch, Index level) {
     const Index V = config().vocab_size;
     std::vector<A> result(static_cast<std::size_t>(batch.tokens.size() * V));
-    run(batch, Keep::nothing, [&](auto& backend, const auto& inputs, auto& pass, Arena& arena) {
+    run(batch, [&](auto& backend, const auto& inputs, auto& pass, Arena& arena) {
       transformer_.forward(backend, operands_, inputs, LossScale{}, Keep::nothing, false, nullptr,
                            {}, pass, arena);
       const auto& h = pass.levels[static_cast<std::size_t>(level)].h;
@@ -306,7 +316,7 @@ class Model {
   }
 
   // Lays the batch out, counts what the pass takes, and runs it in that much memory.
-  void run(const Batch& batch, Keep, auto&& pass_of) {
+  void run(const Batch& batch, auto&& pass_of) {
     layout_.assign(batch, config());
     Arena counting;
     DryRun<Backend> dry{*backend_};

@@ -56,6 +56,13 @@ struct StepReport : Losses {
   std::vector<Index> load;  ///< [MoE layers * E] tokens of each expert
 };
 
+/// What an evaluation reports.
+struct EvaluationReport : Losses {
+  double max_violation = 0;  ///< MaxVio over the whole set, mean over MoE layers
+  Index tokens = 0;          ///< labels
+  std::vector<Index> load;   ///< [MoE layers * E] tokens of each expert
+};
+
 /// Trains a model: gradients, clipping, AdamW, gate-bias update, one report a step.
 ///
 /// Memory   gradients in P::master and two moments in P::moment beside the model.
@@ -116,7 +123,7 @@ class Trainer {
   /// run over the labels and sequences of all of them.
   StepReport step(std::span<const Batch> micro_batches) {
     const auto start = std::chrono::steady_clock::now();
-    const LossScale scale = scale_of(micro_batches);
+    const LossScale scale = scale_of("Trainer::step", micro_batches);
     StepReport report;
     report.tokens = targets_;
     report.step = progress_.step + 1;
@@ -125,11 +132,7 @@ class Trainer {
     for (const Batch& batch : micro_batches) {
       const Losses losses =
           model_->losses_and_gradients(batch, scale, gradients_, load_, options_.recompute);
-      report.loss += losses.loss;
-      report.balance += losses.balance;
-      report.mtp_loss.resize(losses.mtp_loss.size());
-      for (std::size_t k = 0; k < losses.mtp_loss.size(); ++k)
-        report.mtp_loss[k] += losses.mtp_loss[k];
+      report.add(losses, 1, 1);
     }
     measure_gradient();
     report.lr =
@@ -144,8 +147,27 @@ class Trainer {
   }
 
   /// The losses on rows of T + 1 tokens that are not trained on.
-  Losses evaluate(View<const std::int32_t, 2> tokens) {
-    return model_->losses(next_token_batch(tokens));
+  EvaluationReport evaluate(View<const std::int32_t, 2> tokens) {
+    const Batch batch = next_token_batch(tokens);
+    return evaluate(std::span<const Batch>(&batch, 1));
+  }
+
+  /// The losses on a held-out set given as batches: means over the labels (balance: over the
+  /// sequences) of all of them. Changes nothing.
+  EvaluationReport evaluate(std::span<const Batch> batches) {
+    const LossScale scale = scale_of("Trainer::evaluate", batches);
+    EvaluationReport report;
+    report.tokens = targets_;
+    fill_zero(backend(), load_.data, load_.size() * static_cast<Index>(sizeof(Index)));
+    for (const Batch& batch : batches) {
+      layout_.assign(batch, model_->config());
+      const Losses losses = model_->losses(batch, NoObserver{}, load_);
+      report.add(losses, static_cast<double>(layout_.targets) * scale.per_token,
+                 static_cast<double>(layout_.sequences) * scale.per_sequence);
+    }
+    report.load.resize(static_cast<std::size_t>(load_.size()));
+    report.max_violation = read_load(report.load);
+    return report;
   }
 
   /// The weights of the losses for the next step.
@@ -234,9 +256,8 @@ class Trainer {
   }
 
   // Checks every batch and adds up what the losses are divided by.
-  LossScale scale_of(std::span<const Batch> micro_batches) {
-    check_at_most("Trainer::step", "micro-batches needed", 1, "micro-batches",
-                  static_cast<Index>(micro_batches.size()));
+  LossScale scale_of(const char* caller, std::span<const Batch> micro_batches) {
+    check_at_most(caller, "batches needed", 1, "batches", static_cast<Index>(micro_batches.size()));
     targets_ = 0;
     Index sequences = 0;
     for (const Batch& batch : micro_batches) {
@@ -244,7 +265,7 @@ class Trainer {
       targets_ += layout_.targets;
       sequences += layout_.sequences;
     }
-    check_at_most("Trainer::step", "labels needed", 1, "labels", targets_);
+    check_at_most(caller, "labels needed", 1, "labels", targets_);
     return {1 / static_cast<double>(targets_), 1 / static_cast<double>(sequences), mtp_lambda(),
             options_.balance_alpha};
   }
@@ -297,17 +318,23 @@ class Trainer {
     double norm[2];
     copy_to_host(backend(), norm, norm_.data, sizeof norm);
     report.load.resize(static_cast<std::size_t>(load_.size()));
-    copy_to_host(backend(), report.load.data(), load_.data,
-                 load_.size() * static_cast<Index>(sizeof(Index)));
+    report.max_violation = read_load(report.load);
     report.grad_norm = norm[0];
     report.skipped = norm[1] == 0;
-    const Index layers = load_.extent(0), experts = load_.extent(1);
-    for (Index l = 0; l < layers; ++l)
-      report.max_violation +=
-          max_violation(report.load.data() + l * experts, experts) / static_cast<double>(layers);
     ++progress_.step;
     progress_.tokens += report.tokens;
     (report.skipped ? progress_.skipped : progress_.updates) += 1;
+  }
+
+  // Copies the counted load to the host; returns the mean MaxVio.
+  double read_load(std::vector<Index>& load) const {
+    copy_to_host(backend(), load.data(), load_.data,
+                 load_.size() * static_cast<Index>(sizeof(Index)));
+    const Index layers = load_.extent(0), experts = load_.extent(1);
+    double mean = 0;
+    for (Index l = 0; l < layers; ++l)
+      mean += max_violation(load.data() + l * experts, experts) / static_cast<double>(layers);
+    return mean;
   }
 
   Model* model_;
