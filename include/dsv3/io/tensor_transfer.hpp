@@ -1,0 +1,70 @@
+// Tensors between files and a backend's memory, through a bounded buffer on the host.
+#pragma once
+
+#include <dsv3/core/view.hpp>
+#include <dsv3/io/safetensors_writer.hpp>
+
+namespace dsv3::detail {
+
+inline constexpr Index transfer_elements = Index{1} << 18;  // of the buffer: at most 2 MiB
+
+// Calls f(pointer, at, count) for the contiguous pieces of elements [first, first + n) in row-major
+// order; `at` counts from `first`.
+template <class T, int R>
+void for_each_piece(const View<T, R>& view, Index first, Index n, auto&& f) {
+  static_assert(R <= 2, "tensors of checkpoints have one or two dimensions");
+  if constexpr (R == 2) {
+    if (!view.dense()) {
+      const Index columns = view.extent(1);
+      for (Index at = 0; at < n;) {
+        const Index row = (first + at) / columns, column = (first + at) % columns;
+        const Index count = std::min(columns - column, n - at);
+        f(&view(row, column), at, count);
+        at += count;
+      }
+      return;
+    }
+  }
+  if (n > 0) f(view.data + first, Index{0}, n);
+}
+
+// Converts a tensor into the view of the backend's memory. Types and shapes were checked before.
+template <class Backend, class T, int R>
+void read_to_backend(Backend& backend, const SafetensorsTensor& tensor, const View<T, R>& to) {
+  std::vector<T> buffer(static_cast<std::size_t>(std::min(to.size(), transfer_elements)));
+  for (Index first = 0; first < to.size(); first += transfer_elements) {
+    const Index n = std::min(to.size() - first, transfer_elements);
+    tensor.read(first, buffer.data(), n);
+    for_each_piece(to, first, n, [&](T* piece, Index at, Index count) {
+      copy_to_backend(backend, piece, buffer.data() + at, count * static_cast<Index>(sizeof(T)));
+    });
+    synchronize(backend);  // the buffer is about to be written again
+  }
+}
+
+// A `fill` that copies the view of the backend's memory to the host and converts it to To.
+template <class To, class Backend, class T, int R>
+auto fill_from_backend(Backend& backend, const View<T, R>& from) {
+  return [&backend, from](std::byte* to, Index offset, Index bytes) {
+    constexpr auto unit = static_cast<Index>(sizeof(To));
+    std::vector<std::remove_const_t<T>> buffer(
+        static_cast<std::size_t>(std::min(bytes / unit, transfer_elements)));
+    for (Index done = 0; done < bytes / unit; done += transfer_elements) {
+      const Index n = std::min(bytes / unit - done, transfer_elements);
+      for_each_piece(from, offset / unit + done, n, [&](const T* piece, Index at, Index count) {
+        copy_to_host(backend, buffer.data() + at, piece, count * static_cast<Index>(sizeof(T)));
+      });
+      for (Index i = 0; i < n; ++i) {
+        const To value = static_cast<To>(buffer[static_cast<std::size_t>(i)]);
+        std::memcpy(to + (done + i) * unit, &value, sizeof(To));
+      }
+    }
+  };
+}
+
+template <class T, int R>
+std::vector<Index> shape_of(const View<T, R>& view) {
+  return std::vector<Index>(view.extents, view.extents + R);
+}
+
+}  // namespace dsv3::detail
