@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <dsv3/io/dtype.hpp>
+#include <span>
 #include <vector>
 
 using namespace dsv3;
@@ -11,8 +12,9 @@ namespace {
 // Converts from an address that is aligned to nothing.
 template <class To, class From>
 std::vector<To> convert(DType dtype, std::vector<From> values) {
-  std::vector<std::byte> bytes(values.size() * sizeof(From) + 1);
-  std::memcpy(bytes.data() + 1, values.data(), values.size() * sizeof(From));
+  const auto all = std::as_bytes(std::span(values));
+  std::vector<std::byte> bytes(1);
+  bytes.insert(bytes.end(), all.begin(), all.end());
   std::vector<To> to(values.size());
   convert_elements(dtype, bytes.data() + 1, to.data(), static_cast<Index>(to.size()));
   return to;
