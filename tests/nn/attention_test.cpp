@@ -69,15 +69,13 @@ void check_against_definition(const Case<T>& c, double tolerance) {
         scores.push_back(std::exp(c.attention.scale * score));
         sum += scores.back();
       }
-      const double lse_error = std::abs(double(c.lse(t, h)) - std::log(sum));
-      if (!(lse_error <= worst_lse)) worst_lse = lse_error;
+      keep_largest(worst_lse, std::abs(double(c.lse(t, h)) - std::log(sum)));
       for (Index d = 0; d < c.d_v; ++d) {
         double value = 0;
         for (Index j = s.begin(t); j <= t; ++j)
           value += scores[static_cast<std::size_t>(j - s.begin(t))] / sum *
                    double(c.kv(j, h, c.d_n + d));
-        const double error = std::abs(double(c.o(t, h, d)) - value);
-        if (!(error <= worst)) worst = error;
+        keep_largest(worst, std::abs(double(c.o(t, h, d)) - value));
       }
     }
   CHECK(worst <= tolerance);
