@@ -91,7 +91,9 @@ struct Tiling {
       const Index parts = std::max<Index>(1, (size + most - 1) / most);
       return std::min(most, ((size + parts - 1) / parts + unit - 1) / unit * unit);
     };
-    Tiling t{split(m, TileLimits::rows, height), split(n, TileLimits::columns, width)};
+    constexpr Index most =
+        TileLimits::columns * Index{sizeof(float)} / Index{sizeof(typename Kernel::Sum)};
+    Tiling t{split(m, TileLimits::rows, height), split(n, most, width)};
     t.rows = std::max(t.rows, height);
     t.columns = std::max(t.columns, width);
     const Index wanted = threads > 1 ? Index{4} * threads : 1;
@@ -175,7 +177,8 @@ void run_ragged(Cpu& cpu, View<const Index, 1> offsets, Index n, Index depth, bo
 /// Primitive. The matrix product that the tag names; operands may have rows apart.
 ///
 /// Types    double; float and bf16 in any mixture, also of the output. bf16 products are exact and
-///          summed in float; each element of c is rounded once. Output::add starts from c.
+///          summed in float; each element of c is rounded once. Output::add adds the
+///          finished sum.
 /// Errors   std::invalid_argument when extents disagree, before anything is written.
 template <Product p, class TA, class TB, class TC>
 void gemm(Cpu& cpu, ProductTag<p>, View<TA, 2> a, View<TB, 2> b, View<TC, 2> c, Output output) {

@@ -12,6 +12,9 @@ void narrow_row(const A* from, T* to, Index n) {
   if constexpr (std::is_same_v<T, bf16>)
     for (; j + Simd<A>::lanes <= n; j += Simd<A>::lanes)
       Simd<A>::narrow(to + j, Simd<A>::load(from + j));
+  if constexpr (std::is_same_v<T, A>)
+    for (; j + Simd<A>::lanes <= n; j += Simd<A>::lanes)
+      Simd<A>::store(to + j, Simd<A>::load(from + j));
   for (; j < n; ++j) to[j] = T(from[j]);
 }
 
@@ -23,6 +26,16 @@ void widen_row(const T* from, A* to, Index n) {
     for (; j + Simd<A>::lanes <= n; j += Simd<A>::lanes)
       Simd<A>::store(to + j, Simd<A>::load(from + j));
   for (; j < n; ++j) to[j] = A(from[j]);
+}
+
+// sum[j] = A(to[j]) + sum[j].
+template <class A, class T>
+void add_row(const T* to, A* sum, Index n) {
+  Index j = 0;
+  if constexpr (std::is_same_v<A, float> && (std::is_same_v<T, bf16> || std::is_same_v<T, float>))
+    for (; j + Simd<A>::lanes <= n; j += Simd<A>::lanes)
+      Simd<A>::store(sum + j, Simd<A>::add(Simd<A>::load(to + j), Simd<A>::load(sum + j)));
+  for (; j < n; ++j) sum[j] = A(to[j]) + sum[j];
 }
 
 // Vectors of 32-bit words, and their halves.
