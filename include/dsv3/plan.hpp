@@ -1,6 +1,7 @@
 // Plan: what a model costs, before it exists: parameters, arithmetic, bytes. All of it constexpr.
 #pragma once
 
+#include <dsv3/backend/cpu.hpp>
 #include <dsv3/nn/head.hpp>
 #include <dsv3/nn/mtp.hpp>
 #include <dsv3/nn/transformer.hpp>
@@ -185,7 +186,7 @@ constexpr void mla_backward(Arena& arena, const Mla<P>& mla, Index tokens, Index
 
 template <class P>
 constexpr void block_forward(Arena& arena, const Block<P>& block, bool is_moe, Index tokens,
-                             Index H, Index sequences) {
+                             Index H, Index sequences, Index attention_bytes) {
   using T = typename P::activation;
   const ArenaScope scope(arena);
   arena.take<T>({tokens, H});
@@ -193,6 +194,7 @@ constexpr void block_forward(Arena& arena, const Block<P>& block, bool is_moe, I
   {
     const ArenaScope attention(arena);
     block.mla.make_expanded(arena, tokens);
+    arena.take<std::byte>({attention_bytes});
   }
   if (is_moe)
     moe_scratch<P>(arena, block.moe, tokens, sequences, H, false);
@@ -221,17 +223,20 @@ constexpr void block_backward(Arena& arena, const Block<P>& block, bool is_moe, 
 /// documents: the batch's lists, everything kept for backward, and the largest scratch. Equals what
 /// the pass takes (Model::measured_bytes).
 ///
-/// attention_bytes(tokens) is the scratch of the backend's attention backward for so many tokens;
-/// for Cpu see training_bytes in train/plan of that backend.
+/// It is that of the backend Cpu with so many threads, whose attention is fused.
 template <class P>
-constexpr Index pass_bytes(const ModelConfig& c, Index B, Index T_, Keep keep,
-                           auto&& attention_bytes) {
+constexpr Index pass_bytes(const ModelConfig& c, Index B, Index T_, Keep keep, int threads) {
   using T = typename P::activation;
   using R = typename P::residual;
   using A = typename P::accumulator;
   const Block<P> block(c, Mla<P>(c, 1.0));
   const Index D = c.num_nextn_predict_layers, H = c.hidden_size;
   const auto tokens = [&](Index k) { return B * (T_ > k ? T_ - k : 0); };
+  const auto attention_bytes = [&](Index n, bool backward) {
+    const Index heads = c.num_attention_heads, d_n = c.qk_nope_head_dim, d_r = c.qk_rope_head_dim;
+    return backward ? fused_attention_backward_bytes<T>(n, heads, d_n, d_r, c.v_head_dim, threads)
+                    : fused_attention_forward_bytes<T>(n, heads, d_n, d_r, c.v_head_dim, threads);
+  };
   Arena arena;
   for (Index k = 0; k <= D; ++k) {
     arena.take<std::int32_t>({k ? tokens(k) : 0});
@@ -260,7 +265,7 @@ constexpr Index pass_bytes(const ModelConfig& c, Index B, Index T_, Keep keep,
       if (keep == Keep::inputs && moe) arena.take<std::int32_t>({n, c.num_experts_per_tok});
       const Index mark = arena.used();
       block.make_saved(arena, moe, n, H, B);
-      detail::block_forward<P>(arena, block, moe, n, H, B);
+      detail::block_forward<P>(arena, block, moe, n, H, B, attention_bytes(n, false));
       if (keep == Keep::inputs) arena.release(mark);
     }
     const Index most = Head<P>::chunk_tokens(c.vocab_size), chunk = n < most ? n : most;
@@ -279,9 +284,9 @@ constexpr Index pass_bytes(const ModelConfig& c, Index B, Index T_, Keep keep,
       if (keep == Keep::inputs) {
         block.make_saved(arena, moe, n, H, B);
         arena.take<R>({n, H});
-        detail::block_forward<P>(arena, block, moe, n, H, B);
+        detail::block_forward<P>(arena, block, moe, n, H, B, attention_bytes(n, false));
       }
-      detail::block_backward<P>(arena, block, moe, n, H, attention_bytes(n));
+      detail::block_backward<P>(arena, block, moe, n, H, attention_bytes(n, true));
     }
     const auto embedding = [&] {
       const ArenaScope scope(arena);

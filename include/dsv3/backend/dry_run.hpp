@@ -3,6 +3,7 @@
 
 #include <dsv3/core/arena.hpp>
 #include <dsv3/core/product.hpp>
+#include <dsv3/core/scalar.hpp>
 
 namespace dsv3 {
 
@@ -27,19 +28,22 @@ void sort_by_expert(DryRun<B>&, auto&&...) {}
 template <class B>
 void copy_to_backend(DryRun<B>&, void*, const void*, Index) {}
 
-/// Taken where the backend itself offers it: then the composed form takes no scratch either.
+/// Takes what the backend's own form would take.
 template <class B, class T>
-requires requires(B& b, View<const T, 3> v, View<const T, 2> k, View<const std::int32_t, 1> i,
-                  View<T, 3> o, View<accum_t<T>, 2> lse) {
-  fused_attention_forward(b, v, v, k, i, i, 1.0, o, lse);
+requires requires(const B& b, Index n) { fused_attention_forward_bytes<T>(b, n, n, n, n, n); }
+void fused_attention_forward(DryRun<B>& dry, View<const T, 3> q, View<const T, 3> kv,
+                             View<const T, 2> k_rope, View<const std::int32_t, 1>,
+                             View<const std::int32_t, 1>, double, View<T, 3>, View<accum_t<T>, 2>,
+                             Arena& scratch) {
+  const ArenaScope scope(scratch);
+  const Index d_r = k_rope.extent(1), d_n = q.extent(2) - d_r;
+  scratch.take<std::byte>({fused_attention_forward_bytes<T>(dry.backend, q.extent(0), q.extent(1),
+                                                            d_n, d_r, kv.extent(2) - d_n)});
 }
-void fused_attention_forward(DryRun<B>&, View<const T, 3>, View<const T, 3>, View<const T, 2>,
-                             View<const std::int32_t, 1>, View<const std::int32_t, 1>, double,
-                             View<T, 3>, View<accum_t<T>, 2>) {}
 
 /// Takes what the backend's own form would take.
 template <class B, class T>
-requires requires(B& b, Index n) { fused_attention_scratch_bytes<T>(b, n, n, n, n, n); }
+requires requires(const B& b, Index n) { fused_attention_backward_bytes<T>(b, n, n, n, n, n); }
 void fused_attention_backward(DryRun<B>& dry, View<const T, 3> q, View<const T, 3> kv,
                               View<const T, 2> k_rope, View<const std::int32_t, 1>,
                               View<const std::int32_t, 1>, double, View<const T, 3>,
@@ -47,8 +51,8 @@ void fused_attention_backward(DryRun<B>& dry, View<const T, 3> q, View<const T, 
                               View<T, 2>, Arena& scratch) {
   const ArenaScope scope(scratch);
   const Index d_r = k_rope.extent(1), d_n = q.extent(2) - d_r;
-  scratch.take<std::byte>({fused_attention_scratch_bytes<T>(dry.backend, q.extent(0), q.extent(1),
-                                                            d_n, d_r, kv.extent(2) - d_n)});
+  scratch.take<std::byte>({fused_attention_backward_bytes<T>(dry.backend, q.extent(0), q.extent(1),
+                                                             d_n, d_r, kv.extent(2) - d_n)});
 }
 
 }  // namespace dsv3

@@ -203,10 +203,10 @@ struct Attention {
     check("Attention::forward", q, kv, k_rope, sequences, as_const(o), as_const(lse));
     if constexpr (requires {
                     fused_attention_forward(backend, q, kv, k_rope, sequences.begin, sequences.end,
-                                            scale, o, lse);
+                                            scale, o, lse, scratch);
                   }) {
-      fused_attention_forward(backend, q, kv, k_rope, sequences.begin, sequences.end, scale, o,
-                              lse);
+      fused_attention_forward(backend, q, kv, k_rope, sequences.begin, sequences.end, scale, o, lse,
+                              scratch);
     } else {
       const ArenaScope scope(scratch);
       const Index tokens = q.extent(0), heads = q.extent(1);
