@@ -74,6 +74,9 @@ class Guarded {
     Guarded& guarded_;
   };
 
+  /// The Cpu, for what needs none of its memory.
+  const dsv3::Cpu& closed_cpu() const { return cpu_; }
+
   /// Throws unless the view lies in this backend's memory; other arguments are not looked at.
   template <class T, int Rank>
   void require_own(const char* caller, const dsv3::View<T, Rank>& view) const {
@@ -175,7 +178,7 @@ void sort_by_expert(Guarded& guarded, Args... args) {
   sort_by_expert(open.cpu(), args...);
 }
 
-// The optional overloads, where Cpu offers them for these arguments.
+// The optional overloads, where Cpu offers them for these arguments, and what they take.
 template <class... Args>
 requires requires(dsv3::Cpu& cpu, Args&... args) { fused_attention_forward(cpu, args...); }
 void fused_attention_forward(Guarded& guarded, Args&&... args) {
@@ -190,6 +193,20 @@ void fused_attention_backward(Guarded& guarded, Args&&... args) {
   (guarded.require_own("fused_attention_backward", args), ...);
   Guarded::Open open(guarded);
   fused_attention_backward(open.cpu(), args...);
+}
+
+template <class T, class... Sizes>
+requires requires(const dsv3::Cpu& cpu, Sizes... n) { fused_attention_forward_bytes<T>(cpu, n...); }
+Index fused_attention_forward_bytes(const Guarded& guarded, Sizes... sizes) {
+  return fused_attention_forward_bytes<T>(guarded.closed_cpu(), sizes...);
+}
+
+template <class T, class... Sizes>
+requires requires(const dsv3::Cpu& cpu, Sizes... n) {
+  fused_attention_backward_bytes<T>(cpu, n...);
+}
+Index fused_attention_backward_bytes(const Guarded& guarded, Sizes... sizes) {
+  return fused_attention_backward_bytes<T>(guarded.closed_cpu(), sizes...);
 }
 
 }  // namespace guarded
