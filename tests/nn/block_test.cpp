@@ -32,16 +32,22 @@ ModelConfig block_config() {
 }
 
 // One set of weights as the caller writes them and as a block reads them, beside gradients.
+template <template <class> class Tensors>
+struct WeightsAndGradients {
+  Tensors<double> params;
+  Tensors<const double> constants;
+  Tensors<double> grads;
+};
+
 template <template <class> class Tensors, class Make>
-auto weights_and_gradients(Memory& memory, const Make& make) {
+WeightsAndGradients<Tensors> weights_and_gradients(Memory& memory, const Make& make) {
   const Index start = memory.arena.used();
   const auto weights = make.template operator()<double>(memory.arena);
   const Index size = memory.arena.used() - start;
   Arena again(static_cast<std::byte*>(memory.buffer.data()) + start, size);
   const auto constants = make.template operator()<const double>(again);
   const auto gradients = make.template operator()<double>(memory.arena);
-  return std::tuple<Tensors<double>, Tensors<const double>, Tensors<double>>(weights, constants,
-                                                                             gradients);
+  return {weights, constants, gradients};
 }
 
 template <class U>
@@ -64,9 +70,12 @@ TEST_CASE_TEMPLATE("Block is attention and an FFN, each behind a norm and beside
   for (const Index layer : {Index{0}, Index{1}}) {
     CAPTURE(layer);
     Memory memory;
-    auto [params, constants, grads] = weights_and_gradients<BlockTensors>(
-        memory,
-        [&]<class U>(Arena& arena) { return Block<Fp64>::make_tensors<U>(config, layer, arena); });
+    auto tensors = weights_and_gradients<BlockTensors>(memory, [&]<class U>(Arena& arena) {
+      return Block<Fp64>::make_tensors<U>(config, layer, arena);
+    });
+    auto& params = tensors.params;
+    const auto& constants = tensors.constants;
+    [[maybe_unused]] auto& grads = tensors.grads;
     Block<Fp64>::for_each_tensor(
         [&](const std::string&, auto weight, auto gradient) {
           fill(weight, ++memory.stream);
@@ -132,8 +141,11 @@ TEST_CASE("Mtp::forward_input concatenates the embedding's norm first, then the 
   ModelConfig config = block_config();
   config.rms_norm_eps = 0;
   const Mtp<Fp64> mtp(config);
-  auto [params, constants, grads] = weights_and_gradients<MtpTensors>(
+  auto tensors = weights_and_gradients<MtpTensors>(
       memory, [&]<class U>(Arena& arena) { return Mtp<Fp64>::make_tensors<U>(config, 2, arena); });
+  auto& params = tensors.params;
+  const auto& constants = tensors.constants;
+  [[maybe_unused]] auto& grads = tensors.grads;
   fill(params.eh_proj, 0, 0);
   for (Index j = 0; j < 7; ++j) {
     params.enorm(j) = 2;
@@ -157,8 +169,11 @@ TEST_CASE_TEMPLATE("Mtp::backward_input agrees with central differences", Backen
   Memory memory;
   const ModelConfig config = block_config();
   const Mtp<Fp64> mtp(config);
-  auto [params, constants, grads] = weights_and_gradients<MtpTensors>(
+  auto tensors = weights_and_gradients<MtpTensors>(
       memory, [&]<class U>(Arena& arena) { return Mtp<Fp64>::make_tensors<U>(config, 2, arena); });
+  auto& params = tensors.params;
+  const auto& constants = tensors.constants;
+  [[maybe_unused]] auto& grads = tensors.grads;
   REQUIRE(params.block.is_moe());  // layers after the last are MTP's, and have experts
   for (const auto& weight : {params.enorm, params.hnorm}) fill(weight, ++memory.stream);
   fill(params.eh_proj, ++memory.stream);

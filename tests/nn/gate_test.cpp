@@ -190,7 +190,6 @@ TEST_CASE_TEMPLATE("Logits that are not numbers give such weights, and distinct 
 
 TEST_CASE("Some logits that are not numbers: experts stay distinct, ascending and in range") {
   ModelConfig config = appendix();
-  const Philox philox(1, 2);
   for (std::uint64_t trial = 0; trial < 256; ++trial) {
     std::vector<double> logits = appendix_logits;
     for (std::size_t e = 0; e < 8; ++e)  // every subset of the experts

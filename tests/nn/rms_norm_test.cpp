@@ -37,7 +37,8 @@ TEST_CASE("RmsNorm::backward of a hand-checked row") {
 TEST_CASE_TEMPLATE("RmsNorm::backward agrees with central differences", Backend, EigenCpu, Cpu) {
   Backend backend;
   // Rows beyond one partial sum of the weight's gradient, columns beyond one strip.
-  for (const auto& [tokens, features] : {std::pair<Index, Index>{3, 37}, {131, 5}, {2, 301}}) {
+  for (const auto& shape : {std::pair<Index, Index>{3, 37}, {131, 5}, {2, 301}}) {
+    const Index tokens = shape.first, features = shape.second;
     CAPTURE(tokens);
     Memory memory;
     const auto x = memory.random<double>({tokens, features});
