@@ -28,12 +28,12 @@ inline constexpr bool by_words = Kernel::step * sizeof(typename Kernel::Packed) 
 // [w * step, (w + 1) * step) along K at position i, and rows follow one another along i. Rows come
 // as they lie, or by way of `buffer` [count][n] where a type must change.
 template <class Kernel, class T>
-const std::uint32_t* words_along_k(const T* row, Index n, std::uint32_t* buffer) {
+const std::byte* words_along_k(const T* row, Index n, std::uint32_t* buffer) {
   if constexpr (std::is_same_v<T, typename Kernel::Packed>) {
-    return reinterpret_cast<const std::uint32_t*>(row);
+    return reinterpret_cast<const std::byte*>(row);
   } else {
     widen_row(row, reinterpret_cast<float*>(buffer), n);
-    return buffer;
+    return reinterpret_cast<const std::byte*>(buffer);
   }
 }
 
@@ -75,12 +75,13 @@ void pack_left(const Operand<T>& a, Index i, Index rows, Index k, Index depth,
     for (Index s = 0; s < padded; s += lanes * step)
       for (Index r = 0; r < rows; r += across) {
         const Index width = std::min(across, rows - r);
-        const std::uint32_t* from[lanes];
+        const std::byte* from[lanes];
         for (Index w = 0; w < lanes; ++w) {
           const Index at = s + w * step;
-          from[w] = words[w];
+          from[w] = reinterpret_cast<const std::byte*>(words[w]);
           if (at >= depth) {
-            from[w] = words[0];  // beyond the end: never read again, the row has room for it
+            // Beyond the end: never read again, the row has room for it.
+            from[w] = reinterpret_cast<const std::byte*>(words[0]);
           } else {
             const T* first = a.at(i + r, k + at);
             words_across_k<Kernel>(first, at + 1 < depth ? first + a.stride : nullptr, width,
@@ -121,7 +122,7 @@ void pack_right(const Operand<T>& b, Index j, Index columns, Index k, Index dept
     for (Index half = 0; half < width; half += lanes)
       for (Index s = 0; s < whole; s += chunk) {
         const Index n = std::min(chunk, whole - s);
-        const std::uint32_t* from[lanes];
+        const std::byte* from[lanes];
         for (Index c = 0; c < lanes; ++c) {  // a column that does not exist repeats the last one
           const Index column = std::min(half + c, columns - 1);
           from[c] = words_along_k<Kernel>(b.at(j + column, k + s * step), n,

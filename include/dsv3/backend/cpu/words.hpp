@@ -84,12 +84,13 @@ auto shuffle(Vector a, Vector b, F index) {
                                    index(12), index(13), index(14), index(15));
 }
 
-// Four words at offset k of each row j, j + 4, j + 8, ...
+// Four words at offset k of each row j, j + 4, j + 8, ... Rows are bytes: pairs of bf16 lie at any
+// multiple of 2.
 template <Index lanes>
-typename Words<lanes>::Vector load_quarters(const std::uint32_t* const* rows, Index k) {
+typename Words<lanes>::Vector load_quarters(const std::byte* const* rows, Index k) {
   if constexpr (lanes == 4) {
     typename Words<4>::Vector v;
-    std::memcpy(&v, rows[0] + k, sizeof v);
+    std::memcpy(&v, rows[0] + 4 * k, sizeof v);
     return v;
   } else {
     return shuffle<lanes>(load_quarters<lanes / 2>(rows, k),
@@ -108,9 +109,9 @@ Vector zip(Vector a, Vector b) {
   });
 }
 
-// out[k * stride + r] = rows[r][k] for `lanes` rows r and k in [0, n).
+// out[k * stride + r] = word k of row r for `lanes` rows r and k in [0, n).
 template <Index lanes>
-void transpose_words(const std::uint32_t* const (&rows)[lanes], Index n, std::uint32_t* out,
+void transpose_words(const std::byte* const (&rows)[lanes], Index n, std::uint32_t* out,
                      Index stride) {
   Index k = 0;
   for (; k + 4 <= n; k += 4) {
@@ -127,7 +128,7 @@ void transpose_words(const std::uint32_t* const (&rows)[lanes], Index n, std::ui
     put(3, zip<lanes, 2, true>(ab2, cd2));
   }
   for (; k < n; ++k)
-    for (Index r = 0; r < lanes; ++r) out[k * stride + r] = rows[r][k];
+    for (Index r = 0; r < lanes; ++r) std::memcpy(out + k * stride + r, rows[r] + 4 * k, 4);
 }
 
 }  // namespace dsv3::detail
