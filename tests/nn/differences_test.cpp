@@ -104,3 +104,46 @@ TEST_CASE_TEMPLATE("The gradients of a whole model agree with central difference
     check_model<Backend>(config, text);
   }
 }
+
+TEST_CASE_TEMPLATE("One token, one row, rows not longer than the MTP depth", Backend, EigenCpu,
+                   Cpu) {
+  Backend backend;
+  Model<Fp64, Backend> model(backend, tiny_config(2));
+  randomize(model, 0.5);
+  for (const Index length : {1, 2, 3}) {
+    CAPTURE(length);
+    const Text text(1, length, 23);
+    Gradients<Model<Fp64, Backend>> grads(model);
+    const Losses losses = model.losses_and_gradients(
+        text.batch(), scale_of(model, text.batch(), 0.3, 0.01), grads.tensors);
+    CHECK(losses.loss > 0);
+    CHECK((losses.mtp_loss[0] > 0) == (length > 1));
+    CHECK((losses.mtp_loss[1] > 0) == (length > 2));
+    grads.each([&](const std::string& name, auto gradient) {
+      double sum = 0;
+      for (Index i = 0; i < gradient.size(); ++i) sum += std::abs(gradient.data[i]);
+      CAPTURE(name);
+      CHECK(std::isfinite(sum));
+      if (length == 1 && (name.find("layers.3.") != std::string::npos ||
+                          name.find("layers.4.") != std::string::npos))
+        CHECK(sum == 0.0);  // MTP saw nothing
+    });
+  }
+}
+
+TEST_CASE_TEMPLATE("A batch of nothing but padding has no loss and no gradient", Backend, EigenCpu,
+                   Cpu) {
+  Backend backend;
+  Model<Fp64, Backend> model(backend, tiny_config(1));
+  Text text(2, 3, 23);
+  text.mask.assign(6, 0);
+  Gradients<Model<Fp64, Backend>> grads(model);
+  const Losses losses = model.losses_and_gradients(
+      text.batch(), scale_of(model, text.batch(), 0.3, 0.01), grads.tensors);
+  CHECK(losses.loss == 0);
+  CHECK(losses.balance == 0);
+  grads.each([](const std::string&, auto gradient) {
+    for (Index i = 0; i < gradient.size(); ++i) REQUIRE(gradient.data[i] == 0);
+  });
+  for (const double z : model.logits(text.batch())) REQUIRE(z == 0);
+}

@@ -126,7 +126,7 @@ void check_differences(const std::string& name, const View<double, 1>& x,
   CHECK(worst <= 1e-6 * largest);
 }
 
-/// The relative Frobenius distance of x from y, which is not all zero.
+/// The relative Frobenius distance of x from y; where y is all zero, 0 if x is too.
 template <class TX, class TY>
 double distance(const View<TX, 1>& x, const View<TY, 1>& y) {
   double difference = 0, norm = 0;
@@ -135,7 +135,7 @@ double distance(const View<TX, 1>& x, const View<TY, 1>& y) {
     difference += d * d;
     norm += double(y(i)) * double(y(i));
   }
-  return std::sqrt(difference / norm);
+  return norm > 0 || difference > 0 ? std::sqrt(difference / norm) : difference;
 }
 
 /// Whether both hold the same bits.

@@ -13,7 +13,7 @@ using dsv3::Batch;
 using dsv3::ModelConfig;
 
 /// Odd sizes everywhere; one dense layer and two with experts.
-inline ModelConfig tiny_config(Index depth = 0) {
+constexpr ModelConfig tiny_config(Index depth = 0) {
   ModelConfig c;
   c.vocab_size = 23;
   c.hidden_size = 13;
@@ -37,7 +37,7 @@ inline ModelConfig tiny_config(Index depth = 0) {
 }
 
 /// The same without group limits, wide enough that vector kernels have whole and partial vectors.
-inline ModelConfig wide_config(Index depth = 0) {
+constexpr ModelConfig wide_config(Index depth = 0) {
   ModelConfig c = tiny_config(depth);
   c.vocab_size = 131;
   c.hidden_size = 67;
