@@ -1,17 +1,18 @@
-// The training step of a 64 M-parameter model: tokens a second, and process peak.
+// The training step of a 64 M-parameter model: tokens a second against this machine's own peak, and
+// the memory of the process.
 //
-//     train_bench fp32|bf16 THREADS [STEPS]
+//     train_bench fp32|bf16 [--threads N] [--no-head]
 //
 // Sizes are those of a transformers DeepseekV3 model of 64.0 M parameters without MTP, B = 4,
-// T = 512; about 177 MFLOP a trained token with causal attention.
+// T = 512. Work is counted as 177 MFLOP a token, with causal attention.
 #include <sys/resource.h>
 
-#include <algorithm>
-#include <cstdio>
-#include <cstdlib>
 #include <dsv3/model.hpp>
 #include <dsv3/plan.hpp>
 #include <string>
+
+#include "peak.hpp"
+#include "table.hpp"
 
 namespace {
 
@@ -36,8 +37,9 @@ inline constexpr dsv3::ModelConfig config = [] {
   return c;
 }();
 
-template <class P>
-void run(int threads, int steps) {
+// Goals are those of two threads; one thread is printed without one.
+template <class P, class Kernel>
+int run(int threads, bool head, double goal) {
   using dsv3::Index;
   const Index B = 4, T = 512;
   dsv3::Cpu backend(threads);
@@ -47,36 +49,45 @@ void run(int threads, int steps) {
   const dsv3::Philox philox(7, 0);
   for (std::size_t i = 0; i < tokens.size(); ++i)
     tokens[i] = static_cast<std::int32_t>(philox(i).word[0] % 8192);
-  std::vector<double> speed;
-  for (int s = 0; s < steps; ++s) {
+  std::vector<double> speed, peak;
+  for (int step = 0; step < 8; ++step) {
+    peak.push_back(bench::arithmetic_peak<Kernel>(threads));
     const auto report = trainer.step(dsv3::View<const std::int32_t, 2>(tokens.data(), {B, T + 1}));
-    if (s > 0) speed.push_back(report.tokens_per_second);
+    if (step > 0) speed.push_back(report.tokens_per_second);  // the first one touches new memory
   }
-  std::sort(speed.begin(), speed.end());
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
-  const double flops = dsv3::plan::training_flops_per_token(config, T);
-  const double median = speed[speed.size() / 2];
-  std::printf(
-      "train_step %s threads %d tok/s %.1f (%.1f-%.1f) gflops %.1f mflop_per_token %.1f "
-      "arena_mib %.1f peak_mib %.1f\n",
-      P::name, threads, median, speed.front(), speed.back(), median * flops * 1e-9, flops * 1e-6,
-      static_cast<double>(model.measured_bytes()) / 1048576.0,
-      static_cast<double>(usage.ru_maxrss) / 1024.0);
+  const std::string name = std::string("training step ") + P::name;
+  const std::string where = ", T = " + std::to_string(threads);
+  const double gflop_per_token = dsv3::plan::training_flops_per_token(config, T) * 1e-9;
+  const double tokens_per_second = bench::median(speed);
+  bench::Table table(head);
+  table.at_least(name + where, tokens_per_second, "tok/s", "of the peak",
+                 bench::median(peak) / gflop_per_token, threads == 2 ? goal : 0);
+  table.at_most(name + where + ", memory", static_cast<double>(usage.ru_maxrss) / 1024.0, "MiB",
+                "limit", 1620, threads == 2 ? 1 : 0);
+  return table.status();
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  const std::string precision = argc > 1 ? argv[1] : "fp32";
-  const int threads = argc > 2 ? std::atoi(argv[2]) : dsv3::Cpu::default_threads();
-  const int steps = argc > 3 ? std::atoi(argv[3]) : 6;
-  if (threads < 1 || steps < 2 || (precision != "fp32" && precision != "bf16")) {
-    std::fprintf(stderr, "usage: train_bench fp32|bf16 THREADS>=1 [STEPS>=2]\n");
-    return 2;
+  std::string precision;
+  int threads = 2;
+  bool head = true;
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    if (argument == "--no-head")
+      head = false;
+    else if (argument == "--threads" && i + 1 < argc)
+      threads = std::stoi(argv[++i]);
+    else
+      precision = argument;
   }
-  if (precision == "fp32")
-    run<dsv3::Fp32>(threads, steps);
-  else
-    run<dsv3::Bf16>(threads, steps);
+  using dsv3::detail::Bf16Kernel;
+  using dsv3::detail::FmaKernel;
+  if (precision == "fp32") return run<dsv3::Fp32, FmaKernel<float>>(threads, head, 0.34);
+  if (precision == "bf16") return run<dsv3::Bf16, Bf16Kernel>(threads, head, 0.26);
+  std::fprintf(stderr, "usage: train_bench fp32|bf16 [--threads N] [--no-head]\n");
+  return 2;
 }
