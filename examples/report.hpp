@@ -96,14 +96,15 @@ inline std::vector<Point> thinned(const std::vector<Point>& points, std::size_t 
   return out;
 }
 
-/// The mean over `window` points before and after each.
+/// The mean over `window` points before and after each, as far as there are any.
 inline std::vector<Point> smoothed(const std::vector<Point>& points, std::size_t window) {
   std::vector<Point> out;
   for (std::size_t i = 0; i < points.size(); ++i) {
-    const std::size_t reach = std::min({window, i, points.size() - 1 - i});
+    const std::size_t first = i - std::min(window, i);
+    const std::size_t end = std::min(i + window + 1, points.size());
     double sum = 0;
-    for (std::size_t k = i - reach; k <= i + reach; ++k) sum += points[k].y;
-    out.push_back({points[i].x, sum / static_cast<double>(2 * reach + 1)});
+    for (std::size_t k = first; k < end; ++k) sum += points[k].y;
+    out.push_back({points[i].x, sum / static_cast<double>(end - first)});
   }
   return out;
 }
@@ -286,7 +287,7 @@ h1{font-size:25px;margin:0}h2{font-size:16px;margin:0 0 8px}p{margin:4px 0 20px;
 .tiles b{display:block;color:var(--text);font-size:21px;font-weight:600}
 figure{margin:12px 0 0;padding:12px}svg{display:block;width:100%;height:auto}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:0 12px}
-.tables{display:grid;grid-template-columns:repeat(auto-fit,minmax(320px,1fr));gap:12px;
+.tables{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:12px;
 margin-top:12px;align-items:start}section{padding:14px}
 table{border-collapse:collapse;width:100%;font-size:13.5px}
 td{padding:3px 0;border-top:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}
