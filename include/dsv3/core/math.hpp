@@ -1,5 +1,5 @@
-// Elementary functions for kernels: branch-free in float and always inlined, so that loops over them
-// vectorise without -ffast-math and every backend gets the same bits; std in double.
+// Elementary functions for kernels: branch-free in float and always inlined, so that loops over
+// them vectorise without -ffast-math and every backend gets the same bits; std in double.
 #pragma once
 
 #include <cmath>
@@ -23,7 +23,8 @@ DSV3_HD constexpr double fma(double a, double b, double c) { return a * b + c; }
 /// suffice: the first one left out is below 2^-28); times 2^n in two steps, so that subnormal
 /// results are rounded once.
 [[gnu::always_inline]] DSV3_HD inline float exp(float x) {
-  const float bounded = x > 128.0f ? 128.0f : (x < -120.0f ? -120.0f : x);
+  const float below = x < 128.0f ? x : 128.0f;  // NaN too, which has no integer
+  const float bounded = below > -120.0f ? below : -120.0f;
   constexpr float to_integer = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   const float n = fma(bounded, 1.44269504088896341f, to_integer) - to_integer;
   float r = fma(n, -0.693145751953125f, bounded);  // ln 2 in two parts, the first exact times n
@@ -51,10 +52,10 @@ DSV3_HD inline double exp(double x) { return std::exp(x); }
 [[gnu::always_inline]] DSV3_HD inline float log(float x) {
   const bool tiny = x < 1.17549435e-38f;  // subnormal: scale by 2^23 first
   const float scaled = tiny ? x * 8388608.0f : x;
-  const auto u = __builtin_bit_cast(std::int32_t, scaled);
-  const std::int32_t shifted = u - 0x3F3504F3;  // bits of sqrt(1/2)
-  const std::int32_t e = (shifted >> 23);
-  const float m = __builtin_bit_cast(float, u - (e << 23));
+  const auto u = __builtin_bit_cast(std::uint32_t, scaled);
+  const auto shifted = static_cast<std::int32_t>(u - 0x3F3504F3u);  // bits of sqrt(1/2)
+  const std::int32_t e = shifted >> 23;
+  const float m = __builtin_bit_cast(float, u - (static_cast<std::uint32_t>(e) << 23));
   const float exponent = static_cast<float>(e) - (tiny ? 23.0f : 0.0f);
   const float f = m - 1.0f;
   const float s = f / (2.0f + f);
