@@ -73,8 +73,10 @@ inline std::string safetensors_header(const std::string& path,
            ") must not be negative or too large");
     } else {
       header += json(entry.name) + ":{\"dtype\":\"" + dtype_name(entry.dtype) + "\",\"shape\":[";
-      for (std::size_t d = 0; d < entry.shape.size(); ++d)
-        header += (d ? "," : "") + std::to_string(entry.shape[d]);
+      for (std::size_t d = 0; d < entry.shape.size(); ++d) {
+        if (d > 0) header += ',';
+        header += std::to_string(entry.shape[d]);
+      }
       header += "],\"data_offsets\":[" + std::to_string(offset) + "," + std::to_string(end) + "]},";
       offset = end;
     }
