@@ -157,6 +157,13 @@ TEST_CASE("load_weights skips what the model does not need, and nothing else") {
           where +
               "tensor 'model.layers.1.embed_tokens.weight' must equal "
               "'model.embed_tokens.weight': the model shares it");
+  Entries zeros = plus(entry("model.layers.1.embed_tokens.weight", {2, 3}, 0, DType::f64));
+  zeros[0] = entry("model.embed_tokens.weight", {2, 3}, 0, DType::f16);  // begins with equal bytes
+  save_safetensors(path, zeros);
+  refuses(folder, path,
+          where +
+              "tensor 'model.layers.1.embed_tokens.weight' must equal "
+              "'model.embed_tokens.weight': the model shares it");
 }
 
 TEST_CASE("load_weights tells missing, misshapen, unknown and unsupported tensors apart") {
