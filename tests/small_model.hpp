@@ -28,6 +28,9 @@ inline dsv3::ModelConfig config() {
   c.num_experts_per_tok = 3;
   c.n_group = 4;
   c.topk_group = 2;
+  c.rope_scaling = dsv3::presets::deepseek_yarn;
+  c.rope_scaling.factor = 4;
+  c.rope_scaling.original_max_position_embeddings = 8;
   return c;
 }
 
@@ -42,7 +45,9 @@ struct Outcome {
 template <class P, class Backend>
 Outcome train(Backend& backend) {
   dsv3::Model<P, Backend> model(backend, config(), {.seed = 3, .init_std = 0.1});
-  dsv3::Trainer trainer(model, {.peak_lr = 1e-2});
+  dsv3::TrainOptions options;
+  options.schedule = dsv3::Schedule{}.scaled(3 * 34, 1e-2, 2);
+  dsv3::Trainer trainer(model, options);
   std::vector<std::int32_t> tokens(2 * 18);
   for (std::size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<std::int32_t>(i * i % 53);
   Outcome outcome;
@@ -51,6 +56,11 @@ Outcome train(Backend& backend) {
     outcome.figures.insert(outcome.figures.end(),
                            {report.loss, report.mtp_loss[0], report.balance, report.grad_norm});
   }
+  const dsv3::Batch rows =
+      dsv3::next_token_batch(dsv3::View<const std::int32_t, 2>(tokens.data(), {2, 18}));
+  const dsv3::Batch held_out[] = {rows, rows};
+  const auto evaluation = trainer.evaluate(held_out);
+  outcome.figures.insert(outcome.figures.end(), {evaluation.loss, evaluation.balance});
   std::string bits(reinterpret_cast<const char*>(outcome.figures.data()),
                    outcome.figures.size() * sizeof(double));
   model.for_each_tensor([&](const std::string&, const auto& view) {

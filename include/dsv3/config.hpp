@@ -120,6 +120,23 @@ constexpr void require_real(bool holds, const char* sentence, double value) {
                               std::to_string(value) + ")" + text.substr(space));
 }
 
+// All sizes together: an upper bound of the parameters, in double, so that nothing that is later
+// counted in integers or bytes overflows.
+constexpr void require_countable(const ModelConfig& c) {
+  const auto d = [](Index n) { return static_cast<double>(n < 0 ? 0 : n); };
+  const double heads = d(c.num_attention_heads), hidden = d(c.hidden_size);
+  const double widths = d(c.q_lora_rank) + d(c.kv_lora_rank) + hidden;
+  const double attention = 2 * widths * (hidden + heads * d(c.qk_head_dim() + c.v_head_dim));
+  const double experts = d(c.n_routed_experts) + d(c.n_shared_experts);
+  const double layer = attention + 3 * hidden * d(c.intermediate_size) +
+                       experts * hidden * (1 + 3 * d(c.moe_intermediate_size)) +
+                       2 * hidden * hidden;
+  const double layers = d(c.num_hidden_layers + c.num_nextn_predict_layers);
+  const double bound = 2 * d(c.vocab_size) * hidden + layers * layer;
+  require(bound < 0x1p53, "num_hidden_layers makes a model of more than 2^53 parameters",
+          c.num_hidden_layers);
+}
+
 }  // namespace detail
 
 /// Throws unless the config keeps every rule of spec 1.1. In a constant expression a broken rule
@@ -128,7 +145,7 @@ constexpr void require_real(bool holds, const char* sentence, double value) {
 constexpr void validate(const ModelConfig& c) {
   using detail::require;
   using detail::require_real;
-  constexpr Index most = Index{1} << 24;  // keeps every product of sizes far from overflow
+  constexpr Index most = Index{1} << 24;
   require(c.vocab_size >= 2, "vocab_size must be at least 2", c.vocab_size);
   require(c.vocab_size <= most, "vocab_size must be at most 16777216", c.vocab_size);
   require(c.hidden_size >= 1, "hidden_size must be at least 1", c.hidden_size);
@@ -198,6 +215,7 @@ constexpr void validate(const ModelConfig& c) {
     require(c.intermediate_size <= most, "intermediate_size must be at most 16777216",
             c.intermediate_size);
   }
+  detail::require_countable(c);
   if (!c.has_moe()) return;
   require(c.moe_intermediate_size >= 1, "moe_intermediate_size must be at least 1",
           c.moe_intermediate_size);
@@ -217,12 +235,13 @@ constexpr void validate(const ModelConfig& c) {
   require_real(c.routed_scaling_factor > 0 && c.routed_scaling_factor < 1e9,
                "routed_scaling_factor must be positive and finite", c.routed_scaling_factor);
   require(c.group_score_top >= 0, "group_score_top must be at least 0", c.group_score_top);
-  if (c.groups() == 1) return;
+  if (c.topk_method == TopkMethod::greedy) return;
   require(c.n_group >= 1, "n_group must be at least 1", c.n_group);
   require(c.n_routed_experts % c.n_group == 0, "n_group must divide n_routed_experts", c.n_group,
           c.n_routed_experts);
   require(c.topk_group >= 1, "topk_group must be at least 1", c.topk_group);
   require(c.topk_group <= c.n_group, "topk_group must be at most n_group", c.topk_group, c.n_group);
+  if (c.n_group == 1) return;
   const Index in_group = c.n_routed_experts / c.n_group;
   require(c.num_experts_per_tok <= c.topk_group * in_group,
           "num_experts_per_tok must be at most the experts of topk_group groups",

@@ -76,14 +76,27 @@ struct Recorder {
   }
 };
 
-/// The tokens [B, T + 1] of an expected file.
+/// An integer array of an expected file. Errors: std::invalid_argument where its rank is another.
+inline std::vector<std::int32_t> read_integers(const dsv3::SafetensorsFile& file,
+                                               const std::string& name, std::size_t rank) {
+  const dsv3::SafetensorsTensor& tensor = file.at(name);
+  dsv3::check_equal(file.path().c_str(), ("rank of " + name).c_str(),
+                    static_cast<Index>(tensor.shape.size()), "rank needed",
+                    static_cast<Index>(rank));
+  return tensor.values<std::int32_t>();
+}
+
+/// The tokens [B, T + 1] of an expected file, or [steps, B, T + 1].
 struct Tokens {
   std::vector<std::int32_t> values;
-  Index rows, columns;
+  Index steps = 1, rows, columns;
 
-  explicit Tokens(const Array& array)
-      : rows(array.shape[array.shape.size() - 2]), columns(array.shape.back()) {
-    for (const double v : array.values) values.push_back(static_cast<std::int32_t>(v));
+  Tokens(const dsv3::SafetensorsFile& file, std::size_t rank)
+      : values(read_integers(file, "tokens", rank)) {
+    const auto& shape = file.at("tokens").shape;
+    if (rank == 3) steps = shape[0];
+    rows = shape[rank - 2];
+    columns = shape[rank - 1];
   }
   View<const std::int32_t, 2> step(Index index) const {
     return {values.data() + index * rows * columns, {rows, columns}};
@@ -125,7 +138,7 @@ void check_model_case(const std::string& folder, Backend& backend, Counts& count
   dsv3::load_weights(model, folder);
   Judge judge(folder, file, counts);
   judge.input("tokens");
-  const Tokens tokens(judge.expected("tokens"));
+  const Tokens tokens(file, 2);
   const dsv3::Batch batch = dsv3::next_token_batch(tokens.step(0));
   const Index rows = tokens.rows, length = tokens.columns - 1;
 
@@ -137,19 +150,25 @@ void check_model_case(const std::string& folder, Backend& backend, Counts& count
     model.losses(batch, recorder);
     own_choice = std::move(recorder.arrays);
     std::vector<View<const std::int32_t, 2>> choices;
-    std::vector<Array> read;
+    std::vector<std::vector<std::int32_t>> read;
     Index bytes = 0;
     for (Index l = 0; l < config.num_hidden_layers + config.num_nextn_predict_layers; ++l)
       if (config.is_moe(l)) {
-        read.push_back(judge.expected("gate.layers." + std::to_string(l) + ".topk_idx"));
-        bytes += dsv3::Arena::bytes<std::int32_t>(static_cast<Index>(read.back().values.size()));
+        read.push_back(read_integers(file, "gate.layers." + std::to_string(l) + ".topk_idx", 2));
+        bytes += dsv3::Arena::bytes<std::int32_t>(static_cast<Index>(read.back().size()));
       }
     forced_memory = dsv3::Buffer<Backend>(backend, bytes);
     dsv3::Arena arena(forced_memory.data(), bytes);
-    for (const Array& array : read) {
-      const std::vector<std::int32_t> host(array.values.begin(), array.values.end());
-      const auto view = arena.take<std::int32_t>({array.shape[0], array.shape[1]});
-      copy_to_backend(backend, view.data, host.data(), view.size() * Index{4});
+    const Index k = config.num_experts_per_tok;
+    for (const auto& host : read) {  // forward checks the rows, sort_by_expert each value
+      const auto size = static_cast<Index>(host.size());
+      const auto view = arena.take<std::int32_t>({size / k, k});
+      dsv3::check_equal(folder.c_str(), "size of topk_idx", size,
+                        "a multiple of num_experts_per_tok", view.size());
+      for (Index i = 0; i < size; ++i)
+        dsv3::check_at_most(folder.c_str(), "topk_idx", host[static_cast<std::size_t>(i)],
+                            "last expert", config.n_routed_experts - 1);
+      copy_to_backend(backend, view.data, host.data(), size * Index{4});
       choices.push_back(view);
     }
     model.force_experts(choices);
@@ -232,8 +251,9 @@ void check_trajectory(const std::string& folder, Backend& backend, Counts& count
   dsv3::Trainer trainer(model, options);
   Judge judge(folder, file, counts);
   judge.input("tokens");
-  const Tokens tokens(judge.expected("tokens"));
+  const Tokens tokens(file, 3);
   const Index steps = training.at("steps");
+  dsv3::check_at_most(folder.c_str(), "training.steps", steps, "steps of tokens", tokens.steps);
   std::map<std::string, Array> series;
   const auto record = [&](const char* name, double value) {
     series[name].values.push_back(value);

@@ -125,6 +125,7 @@ struct SerialTeam {
 
 /// Primitive. Stable counting sort of the pairs (t, k) by topk_idx(t, k); pair p = t * K + k.
 ///
+/// Errors   std::invalid_argument where a value is not in [0, E), before a slot is written.
 /// Shapes   topk_idx [T, K], values in [0, E); offsets [E + 1]; pair_of_slot [T * K]; slot_of_pair
 ///          [T, K]. Slots offsets[e] ... offsets[e + 1] - 1 hold expert e's pairs in ascending
 ///          order.
@@ -138,7 +139,15 @@ inline void sort_by_expert(HostMemory&, View<const std::int32_t, 2> topk_idx,
                 std::numeric_limits<std::int32_t>::max());
   for (Index e = 0; e <= experts; ++e) offsets(e) = 0;
   for (Index t = 0; t < tokens; ++t)
-    for (Index j = 0; j < k; ++j) ++offsets(topk_idx(t, j) + 1);
+    for (Index j = 0; j < k; ++j) {
+      const Index e = topk_idx(t, j);
+      if (e < 0 || e >= experts)
+        throw std::invalid_argument("sort_by_expert: topk_idx[" + std::to_string(t) + ", " +
+                                    std::to_string(j) + "] (" + std::to_string(e) +
+                                    ") must be at least 0 and below the experts (" +
+                                    std::to_string(experts) + ")");
+      ++offsets(e + 1);
+    }
   for (Index e = 0; e < experts; ++e) offsets(e + 1) += offsets(e);
   for (Index t = 0; t < tokens; ++t)  // offsets(e) runs from the start of segment e to its end
     for (Index j = 0; j < k; ++j) {

@@ -14,7 +14,9 @@ namespace dsv3 {
 /// Shapes   B rows of T tokens. A padded token (mask 0) is not seen by any block, loss or count.
 ///          With cu_seqlens the rows are packed documents: document d consists of the flat tokens
 ///          cu_seqlens[d] ... cu_seqlens[d + 1] - 1 (token t of row b is b * T + t), lies within
-///          one row, starts at position 0, and neither attention nor MTP leaves it.
+///          one row, starts at position 0, and neither attention nor MTP leaves it. Labels are the
+///          caller's: give the last token of a document none (-1), unless it is to predict the next
+///          document's first.
 /// Source   spec 4.3; padding and packing as in architecture's decision on packed rows.
 struct Batch {
   View<const std::int32_t, 2> tokens;      // [B, T] in [0, vocab_size)

@@ -91,8 +91,11 @@ struct GateForwardRow {
     const A total = rule.norm_topk_prob
                         ? team.sum(k, [&](Index i) { return scores(t, topk_idx(t, i)); }) + A(1e-20)
                         : A(1);
+    // A score that is no number is never chosen among others: the weights must tell of it.
+    const A all = team.sum(experts, [&](Index e) { return scores(t, e); });
     team.each(k, [&](Index i) {
-      topk_weights(t, i) = scores(t, topk_idx(t, i)) / total * A(rule.routed_scaling_factor);
+      const A weight = scores(t, topk_idx(t, i)) / total * A(rule.routed_scaling_factor);
+      topk_weights(t, i) = all == all ? weight : all;
     });
   }
 

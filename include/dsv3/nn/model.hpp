@@ -1,11 +1,11 @@
 // Model: a network that owns its weights and its working memory.
 #pragma once
 
-#include <dsv3/backend/dry_run.hpp>
 #include <dsv3/core/buffer.hpp>
+#include <dsv3/core/dry_run.hpp>
+#include <dsv3/nn/chunks.hpp>
 #include <dsv3/nn/initialize.hpp>
 #include <dsv3/nn/transformer.hpp>
-#include <dsv3/train/adamw.hpp>
 #include <string_view>
 
 namespace dsv3 {
@@ -25,10 +25,10 @@ struct Losses {
   /// Adds the weighted losses of another part of the same whole.
   void add(const Losses& part, double token_weight, double sequence_weight) {
     mtp_loss.resize(part.mtp_loss.size());
-    loss += token_weight * part.loss;
-    balance += sequence_weight * part.balance;
+    loss = fma(token_weight, part.loss, loss);
+    balance = fma(sequence_weight, part.balance, balance);
     for (std::size_t k = 0; k < mtp_loss.size(); ++k)
-      mtp_loss[k] += token_weight * part.mtp_loss[k];
+      mtp_loss[k] = fma(token_weight, part.mtp_loss[k], mtp_loss[k]);
   }
 };
 

@@ -12,7 +12,7 @@ namespace dsv3 {
 
 /// m(s, c) of spec 3.3: YaRN's attention temperature for a stretch s with coefficient c.
 inline double yarn_mscale(double factor, double coefficient) {
-  return factor <= 1 ? 1.0 : 0.1 * coefficient * std::log(factor) + 1.0;
+  return factor <= 1 ? 1.0 : fma(0.1 * coefficient, std::log(factor), 1.0);
 }
 
 /// The angle by which one position turns each pair of features.
@@ -39,7 +39,7 @@ inline std::vector<double> rope_frequencies(const ModelConfig& c) {
   for (std::size_t i = 0; i < frequencies.size(); ++i) {
     const double ramp =
         std::fmin(std::fmax((static_cast<double>(i) - low) / (high - low), 0.0), 1.0);
-    frequencies[i] = frequencies[i] / r.factor * ramp + frequencies[i] * (1 - ramp);
+    frequencies[i] = fma(frequencies[i], 1 - ramp, frequencies[i] / r.factor * ramp);
   }
   return frequencies;
 }

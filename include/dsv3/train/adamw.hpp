@@ -4,6 +4,7 @@
 #include <dsv3/core/math.hpp>
 #include <dsv3/core/scalar.hpp>
 #include <dsv3/core/view.hpp>
+#include <dsv3/nn/chunks.hpp>
 
 namespace dsv3 {
 
@@ -16,14 +17,6 @@ struct AdamW {
 };
 
 namespace detail {
-
-/// Elements of a tensor that one row of an optimizer kernel handles.
-inline constexpr Index optimizer_chunk = 4096;
-
-DSV3_HD constexpr Index chunk_size(Index elements, Index chunk) {
-  const Index left = elements - chunk * optimizer_chunk;
-  return left < optimizer_chunk ? left : optimizer_chunk;
-}
 
 // partial[chunk] = sum of squares of one chunk, in double.
 template <class G>
@@ -72,10 +65,10 @@ struct AdamWRow {
   DSV3_HD void operator()(auto team, Index chunk) const {
     const Index first = chunk * optimizer_chunk, n = chunk_size(weight.extent(0), chunk);
     const M factor = M(norm(1));
-    if (factor == M(0)) return;
+    if (norm(1) == 0) return;
     const M b1 = M(rule.beta1), b2 = M(rule.beta2), r1 = M(1 - rule.beta1), r2 = M(1 - rule.beta2);
     const M c1 = M(1 / rule.correction1), c2 = M(1 / rule.correction2), eps = M(rule.eps);
-    const M lr = M(rule.lr), keep = M(1 - rule.lr * rule.weight_decay);
+    const M lr = M(rule.lr), keep = M(fma(-rule.lr, rule.weight_decay, 1.0));
     team.each(n, [&](Index j) {
       const Index i = first + j;
       const M g = factor * gradient(i);
@@ -87,19 +80,6 @@ struct AdamWRow {
       weight(i) = w;
       if (operand.data) operand(i) = W(w);
     });
-  }
-};
-
-// The same for a bare conversion: operand = weight.
-template <class M, class W>
-struct OperandRow {
-  View<const M, 1> weight;
-  View<W, 1> operand;
-
-  DSV3_HD void operator()(auto team, Index chunk) const {
-    const Index first = chunk * optimizer_chunk;
-    team.each(chunk_size(weight.extent(0), chunk),
-              [&](Index j) { operand(first + j) = W(weight(first + j)); });
   }
 };
 

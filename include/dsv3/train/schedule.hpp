@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <dsv3/core/check.hpp>
+#include <dsv3/core/math.hpp>
 
 namespace dsv3 {
 
@@ -51,7 +52,7 @@ struct Schedule {
     if (tokens < cosine_until) {
       const double progress = static_cast<double>(tokens - constant_until) /
                               static_cast<double>(cosine_until - constant_until);
-      return low_lr + (peak_lr - low_lr) / 2 * (1 + std::cos(3.14159265358979323846 * progress));
+      return fma((peak_lr - low_lr) / 2, 1 + std::cos(3.14159265358979323846 * progress), low_lr);
     }
     return tokens < low_until ? low_lr : last_lr;
   }

@@ -218,7 +218,7 @@ class Trainer {
     rate("bias_gamma", o.bias_gamma);
     require("beta1", o.beta1, o.beta1 >= 0 && o.beta1 < 1, "in [0, 1)");
     require("beta2", o.beta2, o.beta2 >= 0 && o.beta2 < 1, "in [0, 1)");
-    require("eps", o.eps, o.eps > 0 && o.eps < 1e9, "positive and finite");
+    require("eps", o.eps, M(o.eps) > 0 && o.eps < 1e9, "positive in P::master and finite");
     require("clip_norm", o.clip_norm, o.clip_norm > 0, "positive");
     for (const ParameterGroup& group : o.groups) {
       rate("lr_factor", group.lr_factor);
