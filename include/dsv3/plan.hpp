@@ -108,7 +108,8 @@ constexpr Index weight_bytes(const ModelConfig& c) {
   return bytes + Arena::bytes<typename P::accumulator>(c.moe_layers() * c.n_routed_experts);
 }
 
-/// Bytes of gradients and AdamW's two moments.
+/// Bytes of gradients and AdamW's two moments. The trainer's counters (load of experts, partial
+/// sums of the gradient norm) come on top: 8 bytes for every expert and for every 4096 parameters.
 template <class P>
 constexpr Index optimizer_bytes(const ModelConfig& c) {
   return tensor_bytes<P, typename P::master>(c) + 2 * tensor_bytes<P, typename P::moment>(c);

@@ -40,11 +40,11 @@ std::vector<double> steps(Trainer& trainer, Index last) {
 TEST_CASE_TEMPLATE("20 steps straight equal 10, save, resume and 10 more, bit for bit", P, Fp32,
                    Bf16) {
   TestFolder folder;
-  EigenCpu backend;
-  const auto make = [&](std::uint64_t seed) {
-    return Model<P, EigenCpu>(backend, small::config(), {.seed = seed, .init_std = 0.1});
+  Cpu two(2), one(1), three(3);  // nor does the number of threads change a bit
+  const auto make = [&](Cpu& backend, std::uint64_t seed) {
+    return Model<P, Cpu>(backend, small::config(), {.seed = seed, .init_std = 0.1});
   };
-  auto straight_model = make(1), first_model = make(1), second_model = make(2);
+  auto straight_model = make(two, 1), first_model = make(one, 1), second_model = make(three, 2);
   Trainer straight(straight_model, options<P>());
   steps(straight, 10);
   const auto expected = steps(straight, 20);

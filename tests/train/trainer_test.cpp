@@ -369,16 +369,3 @@ TEST_CASE("Trainer::step names a bad batch, and nothing has changed") {
   CHECK(state(trainer) == before);
   CHECK(trainer.progress() == Progress{});
 }
-
-TEST_CASE("Training on one repeated text learns it") {
-  Cpu backend(2);
-  M64 model(backend, tiny_config(1), {.seed = 1, .init_std = 0.1});
-  Trainer trainer(model, {.peak_lr = 2e-2});
-  const Text text(2, 12, 23);
-  const double first = trainer.step(text.batch()).loss;
-  StepReport last;
-  for (int step = 0; step < 60; ++step) last = trainer.step(text.batch());
-  CHECK(first > 3);  // near ln 23 = 3.1
-  CHECK(last.loss < 0.5);
-  CHECK(last.mtp_loss[0] < 1);
-}

@@ -56,7 +56,7 @@ TEST_CASE_TEMPLATE("Training has the same bits for 1, 2, 3 and 5 threads, and wh
   CHECK(run<P>(2, true) == one);  // and when activations are recomputed
 }
 
-TEST_CASE_TEMPLATE("Training on one repeated text learns it", P, Fp32, Bf16) {
+TEST_CASE_TEMPLATE("Training on one repeated text learns it", P, Fp64, Fp32, Bf16) {
   Cpu backend(2);
   Model<P, Cpu> model(backend, tiny_config(1), {.seed = 1, .init_std = 0.1});
   Trainer trainer(model, {.peak_lr = 2e-2});
