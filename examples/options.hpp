@@ -33,7 +33,7 @@ struct Options {
 /// Calls f(group, name, value, help, least, most) for every option with a value that decides what
 /// is computed.
 void for_each_option(auto& o, auto&& f) {
-  constexpr Index many = Index{1} << 40, wide = 1 << 20;
+  constexpr Index many = Index{1} << 38, wide = 1 << 20;
   const char* g = "Model";
   f(g, "--vocab-size", o.vocab_size, "token ids; 257 for bytes", Index{2}, Index{1} << 24);
   f(g, "--hidden", o.hidden, "width of the residual stream", Index{1}, wide);
@@ -67,13 +67,13 @@ void for_each_option(auto& o, auto&& f) {
   f(g, "--balance-alpha", o.balance_alpha, "weight of the balance loss", 0.0, 100.0);
   f(g, "--bias-gamma", o.bias_gamma, "speed of the gate-bias update", 0.0, 100.0);
   f(g, "--seed", o.seed, "of weights and order of the text", Index{0}, many);
+  f(g, "--recompute", o.recompute, "keep fewer activations, compute them twice", Index{0}, many);
   g = "Text";
   f(g, "--format", o.format, "bytes, or token ids: u16, u32", Index{0}, many);
   f(g, "--held-out", o.held_out, "share of the text that is never trained on", 0.0, 0.5);
   g = "Report";
   f(g, "--eval-every", o.eval_every, "steps between held-out losses", Index{1}, many);
   f(g, "--eval-rows", o.eval_rows, "rows of a held-out loss, at most", Index{1}, many);
-  f(g, "--recompute", o.recompute, "keep fewer activations, compute them twice", Index{0}, many);
 }
 
 /// A bad option: what it is and what it must be.
@@ -208,6 +208,15 @@ inline void check(const Options& o) {
                       ") must be at most 16777216");
   validate(model_config(o));
   detail::check_output(o.out);
+}
+
+/// Throws where the machine has less memory than is planned.
+inline void check_memory(Index planned) {
+  const Index there = Index{::sysconf(_SC_PHYS_PAGES)} * Index{::sysconf(_SC_PAGE_SIZE)};
+  if (planned > there)
+    throw OptionError("memory planned (" + std::to_string(planned >> 20) +
+                      " MiB) must be at most this machine's (" + std::to_string(there >> 20) +
+                      " MiB): lower --batch, --seq or the model's sizes");
 }
 
 /// Text that a machine with this library's dependencies has.

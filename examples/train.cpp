@@ -184,30 +184,38 @@ Facts facts_of(const Options& o, const dsv3::TextData& data, const Entropies& e,
   return f;
 }
 
-// What training keeps in memory, in words.
+// Bytes of what training keeps in memory.
+struct Memory {
+  Index weights, optimizer, step;
+
+  Index total() const { return weights + optimizer + step; }
+  std::string text() const {
+    return mib(total()) + ": weights " + mib(weights) + ", gradients and moments " +
+           mib(optimizer) + ", activations and scratch " + mib(step);
+  }
+};
+
 template <class P>
-std::string planned_memory(const Options& o, const dsv3::ModelConfig& c) {
+Memory planned_memory(const Options& o, const dsv3::ModelConfig& c) {
   const auto threads = static_cast<int>(o.threads);
-  const Index weights = dsv3::plan::weight_bytes<P>(c);
-  const Index optimizer = dsv3::plan::optimizer_bytes<P>(c);
-  const Index step = dsv3::plan::pass_bytes<P>(
-      c, o.batch, o.sequence, o.recompute ? dsv3::Keep::inputs : dsv3::Keep::all, threads);
-  const Index workspace = dsv3::Cpu::workspace_bytes(threads);
-  return mib(weights + optimizer + step + workspace) + ": weights " + mib(weights) +
-         ", gradients and moments " + mib(optimizer) + ", activations and scratch " +
-         mib(step + workspace);
+  const auto keep = o.recompute ? dsv3::Keep::inputs : dsv3::Keep::all;
+  return {dsv3::plan::weight_bytes<P>(c), dsv3::plan::optimizer_bytes<P>(c),
+          dsv3::plan::pass_bytes<P>(c, o.batch, o.sequence, keep, threads) +
+              dsv3::Cpu::workspace_bytes(threads)};
 }
 
 template <class P>
 int train(const Options& o, const dsv3::TextData& data, const Files& files) {
   using dsv3::View;
   const dsv3::ModelConfig config = model_config(o);
+  const Memory memory = planned_memory<P>(o, config);
+  check_memory(memory.total());
   const Index rows_evaluated = std::min(o.eval_rows, data.held_out_rows());
   const Entropies entropies = count_entropies(data, rows_evaluated);
   Facts facts = facts_of<P>(o, data, entropies, config, rows_evaluated);
 
   dsv3::Cpu backend(static_cast<int>(o.threads));
-  facts.add("memory planned", planned_memory<P>(o, config));
+  facts.add("memory planned", memory.text());
   facts.print();
   std::fflush(stdout);
 
@@ -274,8 +282,9 @@ int train(const Options& o, const dsv3::TextData& data, const Files& files) {
     }
     page.tiles.emplace_back("bigram entropy, nats per token", decimal(entropies.bigram, 3));
     page.tiles.emplace_back("unigram entropy, nats per token", decimal(entropies.unigram, 3));
-    page.tiles.emplace_back("tokens per second",
-                            grouped(static_cast<Index>(static_cast<double>(tokens) / seconds)));
+    if (!history.empty())
+      page.tiles.emplace_back("tokens per second",
+                              grouped(static_cast<Index>(static_cast<double>(tokens) / seconds)));
     page.tiles.emplace_back("MaxVio, last " + std::to_string(last) + " steps",
                             decimal(violation, 2));
     page.unigram = entropies.unigram;
@@ -342,7 +351,7 @@ int train(const Options& o, const dsv3::TextData& data, const Files& files) {
   dsv3::save_training_state(trainer, files.state());
   report();
   if (!finished) {
-    std::printf("\nStopped after step %td of %td. To continue: train --resume --out %s\n",
+    std::printf("\nStopped after step %td of %td. To continue, run again with --resume --out %s\n",
                 trainer.progress().step, o.steps, files.folder.c_str());
     return 128 + stop_signal;
   }
@@ -369,19 +378,20 @@ int main(int argc, char** argv) {
   const Files files{o.out};
   try {
     check_run(files, o.resume);
-    const dsv3::TextData data(o.text, {.format = text_format(o),
+    const auto data = [&] {
+      try {
+        return dsv3::TextData(o.text, {.format = text_format(o),
                                        .vocab_size = o.vocab_size,
                                        .row_length = o.sequence,
                                        .held_out = o.held_out,
                                        .seed = static_cast<std::uint64_t>(o.seed)});
+      } catch (const std::runtime_error& error) {  // a file that cannot be read
+        throw OptionError(error.what());
+      }
+    }();
     listen_to_signals();
-    try {
-      return o.precision == "bf16" ? train<dsv3::Bf16>(o, data, files)
-                                   : train<dsv3::Fp32>(o, data, files);
-    } catch (const std::exception& error) {
-      std::fprintf(stderr, "train: %s\n", error.what());
-      return 1;
-    }
+    return o.precision == "bf16" ? train<dsv3::Bf16>(o, data, files)
+                                 : train<dsv3::Fp32>(o, data, files);
   } catch (const std::invalid_argument& error) {
     std::fprintf(stderr, "train: %s\nRun with --help for all options.\n", error.what());
     return 2;

@@ -55,7 +55,7 @@ for signal in INT TERM; do
   else
     expected=$([ $signal = INT ] && echo 130 || echo 143)
     [ $code = "$expected" ] || fail "SIG$signal must end the run with $expected, not $code"
-    grep -q 'To continue: train --resume --out stopped' log_stopped || fail "how to resume is not said"
+    grep -q 'To continue, run again with --resume --out stopped' log_stopped || fail "how to resume is not said"
     [ -s stopped/report.html ] || fail "a stopped run has no report"
     "$train" --resume --out stopped --threads 1 > log_resumed 2>&1 || fail "resume after SIG$signal"
   fi
@@ -129,6 +129,14 @@ refused "ModelConfig: num_experts_per_tok (17) must be at most n_routed_experts 
 refused "ModelConfig: n_group (3) must divide n_routed_experts (16)" text --groups 3
 refused "ModelConfig: qk_rope_head_dim (5) must be even: it rotates pairs" text --rope-dim 5
 refused "ModelConfig: first_k_dense_replace (5) must be at most num_hidden_layers (4)" text --dense-layers 5
+
+# How much memory there is depends on the machine.
+code=0
+"$train" text --layers 900 --hidden 8192 --experts 4096 --expert-ffn 8192 --out huge > /dev/null \
+  2> "$folder.err" || code=$?
+[ $code = 2 ] && grep -Eq "^train: memory planned \([0-9]+ MiB\) must be at most this machine's \([0-9]+ MiB\)" \
+  "$folder.err" || fail "more memory than there is: $(head -1 "$folder.err")"
+[ ! -e huge ] || fail "more memory than there is: wrote files"
 
 "$train" --help | grep -q -- --resume || fail "--help must list --resume"
 [ $failures = 0 ] && echo "all passed"
