@@ -17,25 +17,34 @@ DSV3_HD constexpr float fma(float a, float b, float c) { return a * b + c; }
 DSV3_HD constexpr double fma(double a, double b, double c) { return a * b + c; }
 #endif
 
-/// exp(x), at most 1 ulp from the exact value; 0 below -104, infinity above 88.73, NaN for NaN.
-///
-/// x = n ln 2 + r with |r| <= ln 2 / 2; exp(r) by a polynomial of degree 7 (the Taylor coefficients
-/// suffice: the first one left out is below 2^-28); times 2^n in two steps, so that subnormal
-/// results are rounded once.
-[[gnu::always_inline]] DSV3_HD inline float exp(float x) {
+namespace detail {
+
+// exp(x) = 2^n exp(r) with x = n ln 2 + r, |r| <= ln 2 / 2; exp(r) by a polynomial of degree 7 (the
+// Taylor coefficients suffice: the first one left out is below 2^-28); times 2^n in two steps, so
+// that subnormal results are rounded once. `exact_sum` keeps what r and the last addition round
+// off: five more operations, and half the error.
+template <bool exact_sum>
+[[gnu::always_inline]] DSV3_HD inline float exp_float(float x) {
   const float below = x < 128.0f ? x : 128.0f;  // NaN too, which has no integer
   const float bounded = below > -120.0f ? below : -120.0f;
   constexpr float to_integer = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   const float n = fma(bounded, 1.44269504088896341f, to_integer) - to_integer;
-  float r = fma(n, -0.693145751953125f, bounded);  // ln 2 in two parts, the first exact times n
-  r = fma(n, -1.42860682030941723e-6f, r);
+  constexpr float ln2_high = 0.693145751953125f;  // exact times n
+  constexpr float ln2_low = 1.42860682030941723e-6f;
+  const float r_high = fma(n, -ln2_high, bounded);
+  const float r = fma(n, -ln2_low, r_high);
   float p = 1.9841269841e-4f;
   p = fma(p, r, 1.3888888889e-3f);
   p = fma(p, r, 8.3333333333e-3f);
   p = fma(p, r, 4.1666666667e-2f);
   p = fma(p, r, 1.6666666667e-1f);
   p = fma(p, r, 0.5f);
-  p = fma(p * r, r, r) + 1.0f;
+  if constexpr (exact_sum) {
+    const float r_low = fma(n, -ln2_low, r_high - r), sum = 1.0f + r;
+    p = sum + ((r - (sum - 1.0f)) + fma(p * r, r, r_low));
+  } else {
+    p = fma(p * r, r, r) + 1.0f;
+  }
   const auto k = static_cast<std::int32_t>(n);
   const std::int32_t half = k >> 1;
   const float first = __builtin_bit_cast(float, (half + 127) << 23);
@@ -43,6 +52,11 @@ DSV3_HD constexpr double fma(double a, double b, double c) { return a * b + c; }
   const float result = p * first * second;
   return x != x ? x : result;
 }
+
+}  // namespace detail
+
+/// exp(x), at most 2 ulp from the exact value; 0 below -104, infinity above 88.73, NaN for NaN.
+[[gnu::always_inline]] DSV3_HD inline float exp(float x) { return detail::exp_float<false>(x); }
 DSV3_HD inline double exp(double x) { return std::exp(x); }
 
 /// Natural logarithm, at most 2 ulp; -infinity for 0, NaN below 0, infinity for infinity.
@@ -76,11 +90,18 @@ DSV3_HD inline double exp(double x) { return std::exp(x); }
 }
 DSV3_HD inline double log(double x) { return std::log(x); }
 
-/// 1 / (1 + exp(-x)). The exponential sees only -|x|, so nothing overflows.
+/// 1 / (1 + exp(-x)), at most 2 ulp. The exponential sees only -|x|, so nothing overflows.
 template <class A>
 [[gnu::always_inline]] DSV3_HD inline A sigmoid(A x) {
-  const A e = exp(x < A(0) ? x : -x);
-  const A small = e / (A(1) + e), large = A(1) / (A(1) + e);
+  const A minus = x < A(0) ? x : -x;
+  A e;
+  if constexpr (std::is_same_v<A, float>)
+    e = detail::exp_float<true>(minus);
+  else
+    e = exp(minus);
+  const A large = A(1) / (A(1) + e);
+  // e / (1 + e) as e - e^2 / (1 + e): where e is small, what 1 + e rounds off does not matter.
+  const A small = fma(-e, e / (A(1) + e), e);
   return x < A(0) ? small : large;
 }
 
