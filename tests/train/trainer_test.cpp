@@ -304,7 +304,7 @@ TEST_CASE("Trainer names bad options before it changes anything") {
   }
   SUBCASE("eps") {
     options.eps = 0;
-    message = "TrainOptions: eps (0.000000) must be positive and finite";
+    message = "TrainOptions: eps (0.000000) must be positive in P::master and finite";
   }
   SUBCASE("clip_norm") {
     options.clip_norm = 0;
