@@ -19,7 +19,7 @@ if(DSV3_SANITIZE)
   target_link_options(dsv3_development INTERFACE ${sanitize})
 endif()
 if(DSV3_COVERAGE)
-  target_compile_options(dsv3_development INTERFACE --coverage -fprofile-update=atomic)
+  target_compile_options(dsv3_development INTERFACE --coverage)
   target_link_options(dsv3_development INTERFACE --coverage)
 endif()
 
