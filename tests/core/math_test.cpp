@@ -121,7 +121,9 @@ TEST_CASE("Probabilities stay probabilities: exp(-x) <= 1 <= exp(x), 0 <= sigmoi
 }
 
 TEST_CASE("fma rounds once where the machine has the instruction") {
-  const float a = 1 + 0x1p-12f, c = -(1 + 0x1p-11f);
+  // Volatile: a compiler that knows the values may fuse them while it compiles.
+  const volatile float from_a = 1 + 0x1p-12f, from_c = -(1 + 0x1p-11f);
+  const float a = from_a, c = from_c;
 #if defined(__FMA__)
   CHECK(dsv3::fma(a, a, c) == 0x1p-24f);
 #else
