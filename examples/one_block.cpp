@@ -5,9 +5,9 @@
 // memory comes from one block whose size a dry run has counted.
 #include <cstdio>
 #include <dsv3/backend/cpu.hpp>
-#include <dsv3/core/dry_run.hpp>
 #include <dsv3/backend/eigen_view.hpp>
 #include <dsv3/core/buffer.hpp>
+#include <dsv3/core/dry_run.hpp>
 #include <dsv3/nn/mla.hpp>
 #include <dsv3/nn/moe.hpp>
 

@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <cstring>
 #include <dsv3/backend/cpu.hpp>
-#include <dsv3/core/dry_run.hpp>
 #include <dsv3/backend/eigen.hpp>
+#include <dsv3/core/dry_run.hpp>
 #include <dsv3/core/philox.hpp>
 #include <vector>
 
