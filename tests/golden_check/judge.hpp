@@ -96,6 +96,21 @@ class Judge {
     line(name, finite ? error : NAN, rule, ok);
   }
 
+  /// Compares one array element by element: same(ours, theirs). The error is the number of elements
+  /// that differ.
+  template <class Same>
+  void compare_each(const std::string& name, const Array& ours, Same same) {
+    if (!has(name)) return;
+    known_.insert(name);
+    ++compared_;
+    const Array theirs = expected(name);
+    if (ours.shape != theirs.shape) return line(name, NAN, {}, false);
+    double differ = 0;
+    for (std::size_t i = 0; i < ours.values.size(); ++i)
+      differ += same(ours.values[i], theirs.values[i]) ? 0 : 1;
+    line(name, differ, {}, differ == 0);
+  }
+
  private:
   void line(const std::string& name, double error, Rule rule, bool ok) {
     ++(ok ? counts_.passed : counts_.failed);

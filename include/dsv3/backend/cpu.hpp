@@ -108,8 +108,8 @@ struct Tiling {
 };
 
 // Tile `tile` of a product.
-template <class TA, class TB, class TC>
-void run_tile(const Tiling& tiling, const ProductOf<TA, TB, TC>& product, Index tile, bool add,
+template <class OneProduct>
+void run_tile(const Tiling& tiling, const OneProduct& product, Index tile, bool add,
               std::byte* workspace) {
   const Index i = tile / tiling.across(product.columns) * tiling.rows;
   const Index j = tile % tiling.across(product.columns) * tiling.columns;
@@ -129,6 +129,38 @@ auto product_of(View<TA, 2> a, View<TB, 2> b, View<TC, 2> c) {
                              c.extent(0),
                              c.extent(1),
                              left ? a.extent(0) : a.extent(1)};
+}
+
+// The longest run along K within which neither operand's scale changes, bounded by the interval at
+// which sums of codes are promoted to float.
+template <class S>
+Index scale_segment(const char* caller, const OperandScales<S>& a, const OperandScales<S>& b) {
+  Index segment = 128;
+  for (const OperandScales<S>* scales : {&a, &b}) {
+    if (scales->k_stride == 0 || scales->k_group >= segment) continue;
+    segment = scales->k_group;
+  }
+  for (const OperandScales<S>* scales : {&a, &b})
+    if (scales->k_stride != 0 && (scales->k_group % segment != 0 || segment < TileLimits::least_segment))
+      throw std::invalid_argument(std::string(caller) + ": groups along the sum (" +
+                                  std::to_string(scales->k_group) +
+                                  ") must be a multiple of segments (" + std::to_string(segment) +
+                                  "), of which 32, 64 and 128 are supported");
+  return segment;
+}
+
+template <Product p, class CA, class CB, class TC>
+auto product_of(const char* caller, const Quantized<CA>& a, const Quantized<CB>& b,
+                View<TC, 2> c) {
+  using A = std::remove_const_t<CA>;
+  using B = std::remove_const_t<CB>;
+  constexpr bool left = p == Product::tn, right = p == Product::nt;
+  ScaledProductOf<A, B, TC> product;
+  static_cast<ProductOf<A, B, TC>&>(product) = product_of<p>(a.codes, b.codes, c);
+  product.a_scales = operand_scales(a, !left);
+  product.b_scales = operand_scales(b, right);
+  product.segment = scale_segment(caller, product.a_scales, product.b_scales);
+  return product;
 }
 
 // Products too small to wake another thread for.
@@ -240,6 +272,72 @@ void grouped_gemm(Cpu& cpu, ProductTag<p>, View<TA, 2> a, View<TB, RankB> b, Vie
           return detail::product_of<p>(a.rows(first, count), b[e], c.rows(first, count));
         });
   }
+}
+
+/// Primitive. The product of two matrices of codes:
+///
+///     sum over segments of K  scale_a scale_b (sum in the segment of code_a code_b)
+///
+/// Segments are the groups of the scales along K, at most 128 long; their sums are added in
+/// ascending order, in float.
+///
+/// Types    codes of e4m3 and e5m2, whose products are exact; or double, with scales of 1.
+/// Errors   std::invalid_argument when extents disagree, or where groups along K are neither 32, 64
+///          nor a multiple of 128, before anything is written.
+/// Source   spec 7.4.
+template <Product p, class CA, class CB, class TC>
+void gemm(Cpu& cpu, ProductTag<p>, Quantized<CA> a, Quantized<CB> b, View<TC, 2> c,
+          Output output) {
+  detail::check_product<p>("gemm", a.extent(0), a.extent(1), b.extent(0), b.extent(1), c.extent(0),
+                           c.extent(1));
+  const auto product = detail::product_of<p>("gemm", a, b, c);
+  detail::run_products(cpu, 1, c.extent(0), c.extent(1), product.depth, output == Output::add,
+                       [&](Index) { return product; });
+}
+
+/// Primitive. grouped_gemm on codes, nt and nn: one matrix of b for each expert.
+template <Product p, class CA, class CB, class TC>
+requires(p != Product::tn) void grouped_gemm(Cpu& cpu, ProductTag<p>, Quantized<CA> a,
+                                             QuantizedStack<CB> b, View<TC, 2> c,
+                                             View<const Index, 1> offsets, Output output) {
+  const Index experts = offsets.extent(0) - 1;
+  check_equal("grouped_gemm", "matrices of b", b.extent(0), "experts", experts);
+  detail::check_product<p>("grouped_gemm", a.extent(0), a.extent(1), b.extent(1), b.extent(2),
+                           c.extent(0), c.extent(1));
+  if (experts <= 0) return;
+  const auto first_product = detail::product_of<p>("grouped_gemm", a, b[0], c);
+  detail::run_ragged(
+      cpu, offsets, c.extent(1), a.extent(1), output == Output::add,
+      [&](Index e, Index first, Index count) {
+        auto product = first_product;  // whose groups were checked
+        static_cast<decltype(detail::product_of<p>(a.codes, b.codes[0], c))&>(product) =
+            detail::product_of<p>(a.codes.rows(first, count), b.codes[e], c.rows(first, count));
+        product.a_scales = detail::operand_scales(a, true);
+        product.a_scales.data += first / a.group_rows * product.a_scales.i_stride;
+        product.b_scales = detail::operand_scales(b[e], p == Product::nt);
+        return product;
+      });
+}
+
+/// Primitive. grouped_gemm on codes, tn: c[e] sums over the rows of expert e, whose groups of rows
+/// are those of Quantized::segment.
+template <class CA, class CB, class TC>
+void grouped_gemm(Cpu& cpu, ProductTag<Product::tn>, Quantized<CA> a, Quantized<CB> b,
+                  View<TC, 3> c, View<const Index, 1> offsets, Output output) {
+  const Index experts = offsets.extent(0) - 1;
+  check_equal("grouped_gemm", "matrices of c", c.extent(0), "experts", experts);
+  check_equal("grouped_gemm", "rows of a", a.extent(0), "rows of b", b.extent(0));
+  check_equal("grouped_gemm", "columns of a", a.extent(1), "rows of each c", c.extent(1));
+  check_equal("grouped_gemm", "columns of b", b.extent(1), "columns of each c", c.extent(2));
+  if (experts <= 0) return;
+  detail::product_of<Product::tn>("grouped_gemm", a, b, c[0]);  // checks the groups
+  detail::run_products(cpu, experts, c.extent(1), c.extent(2), a.extent(0) / experts,
+                       output == Output::add, [&](Index e) {
+                         const Index first = offsets(e), count = offsets(e + 1) - first;
+                         return detail::product_of<Product::tn>(
+                             "grouped_gemm", a.segment(e, first, count),
+                             b.segment(e, first, count), c[e]);
+                       });
 }
 
 /// Bytes that fused_attention_forward takes from its arena.

@@ -5,6 +5,7 @@
 #include <dsv3/backend/eigen_view.hpp>
 #include <dsv3/backend/host.hpp>
 #include <dsv3/core/product.hpp>
+#include <dsv3/core/quantized.hpp>
 
 namespace dsv3 {
 
@@ -78,6 +79,66 @@ void grouped_gemm(EigenCpu& backend, ProductTag<p> tag, View<TA, 2> a, View<TB, 
       gemm(backend, tag, a.rows(first, count), b.rows(first, count), c[e], output);
     else
       gemm(backend, tag, a.rows(first, count), b[e], c.rows(first, count), output);
+  }
+}
+
+/// Primitive. The product of two matrices of codes, by plain decoding. The sum in a segment of K is
+/// exact in double and rounded once to the type of the scales; then, in that type,
+///
+///     total = fma(sum, scale_a * scale_b, total)        segments in ascending order
+///
+/// Segments are as long as no scale changes, at most 128.
+/// Source   spec 7.4.
+template <Product p, class CA, class CB, class TC>
+void gemm(EigenCpu&, ProductTag<p>, Quantized<CA> a, Quantized<CB> b, View<TC, 2> c,
+          Output output) {
+  detail::check_product<p>("gemm", a.extent(0), a.extent(1), b.extent(0), b.extent(1), c.extent(0),
+                           c.extent(1));
+  using S = accum_t<CA>;
+  constexpr bool left = p != Product::tn, right = p == Product::nt;
+  const auto sa = detail::operand_scales(a, left), sb = detail::operand_scales(b, right);
+  const Index depth = a.extent(left ? 1 : 0), rows = c.extent(0), columns = c.extent(1);
+  Index segment = 128;
+  if (sa.k_stride != 0) segment = std::min(segment, sa.k_group);
+  if (sb.k_stride != 0) segment = std::min(segment, sb.k_group);
+  RowMajor<S> total = RowMajor<S>::Zero(rows, columns);
+  RowMajor<double> x(rows, segment), y(columns, segment);
+  for (Index k = 0; k < depth; k += segment) {
+    const Index count = std::min(segment, depth - k);
+    for (Index j = 0; j < count; ++j) {
+      for (Index i = 0; i < rows; ++i)
+        x(i, j) = double(S(left ? a.codes(i, k + j) : a.codes(k + j, i)));
+      for (Index i = 0; i < columns; ++i)
+        y(i, j) = double(S(right ? b.codes(i, k + j) : b.codes(k + j, i)));
+    }
+    const RowMajor<double> sum = x.leftCols(count) * y.leftCols(count).transpose();
+    for (Index i = 0; i < rows; ++i)
+      for (Index j = 0; j < columns; ++j)
+        total(i, j) = fma(S(sum(i, j)), sa.at(i, k) * sb.at(j, k), total(i, j));
+  }
+  for (Index i = 0; i < rows; ++i)
+    for (Index j = 0; j < columns; ++j)
+      c(i, j) = TC(output == Output::add ? accum_t<TC>(c(i, j)) + total(i, j) : total(i, j));
+}
+
+/// Primitive. The same for each expert: nt and nn.
+template <Product p, class CA, class CB, class TC>
+requires(p != Product::tn) void grouped_gemm(EigenCpu& backend, ProductTag<p> tag, Quantized<CA> a,
+                                             QuantizedStack<CB> b, View<TC, 2> c,
+                                             View<const Index, 1> offsets, Output output) {
+  for (Index e = 0; e + 1 < offsets.extent(0); ++e) {
+    const Index first = offsets(e), count = offsets(e + 1) - first;
+    gemm(backend, tag, a.rows(first, count), b[e], c.rows(first, count), output);
+  }
+}
+
+/// Primitive. The same for each expert: tn, over groups of rows as in Quantized::segment.
+template <class CA, class CB, class TC>
+void grouped_gemm(EigenCpu& backend, ProductTag<Product::tn> tag, Quantized<CA> a,
+                  Quantized<CB> b, View<TC, 3> c, View<const Index, 1> offsets, Output output) {
+  for (Index e = 0; e + 1 < offsets.extent(0); ++e) {
+    const Index first = offsets(e), count = offsets(e + 1) - first;
+    gemm(backend, tag, a.segment(e, first, count), b.segment(e, first, count), c[e], output);
   }
 }
 

@@ -41,4 +41,45 @@ struct Bf16 {
   using moment = float;
 };
 
+/// How products of codes add up, beside the plain way: inside a sum of `interval` products in float,
+/// then promoted. `bits` 0 stands for float's own sums.
+///
+/// Source   spec 7.4.
+struct Accumulation {
+  int bits = 0;          ///< significant bits of the emulated tensor core's accumulator; 14: Hopper
+  Index interval = 128;  ///< products between promotions to float (N_C); 0: none before the end
+};
+
+/// DeepSeek-V3's fine-grained mixed precision. The linear layers of attention, MLPs and experts
+/// multiply FP8 codes, forward and backward; everything else is as in Bf16. A study derives from
+/// this policy and replaces a member.
+///
+///     codes                     groups that share a scale
+///     activations, 1 x tile     along the features: forward, and gradients in inputs
+///     activations, tile x 1     along the tokens: gradients in weights
+///     weights, block x block
+///
+/// Source   DeepSeek-V3 section 3.3; spec 7.3 to 7.7.
+struct Fp8 : Bf16 {
+  static constexpr const char* name = "fp8";
+  using moment = bf16;
+  using code = e4m3;           ///< of weights and activations
+  using gradient_code = e4m3;  ///< of gradients in activations
+  static constexpr Index tile = 128;   ///< 32, 64, 128 or 256; 0: one scale for a whole tensor
+  static constexpr Index block = 128;  ///< of weights; 0: one scale for each matrix
+  static constexpr Index gradient_rows = 1;  ///< tokens that share a scale in dX = dY W: 1 or 128
+  static constexpr double amax_min = 0;      ///< see ScaleRule
+  static constexpr bool power_of_two = false;          ///< scales of everything (UE8M0)
+  static constexpr bool power_of_two_dispatch = true;  ///< scales of what goes to experts and back
+  static constexpr bool stochastic_rounding = false;   ///< of gradients in activations
+  static constexpr bool checked = false;  ///< stop at the first NaN or infinity, and say where
+  static constexpr Accumulation accumulation = {};
+};
+
+/// True for policies whose linear layers multiply codes.
+template <class P>
+concept QuantizedPolicy = requires {
+  typename P::code;
+};
+
 }  // namespace dsv3

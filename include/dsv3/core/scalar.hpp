@@ -1,4 +1,4 @@
-// Scalars narrower than float: bf16, and the storage types e4m3 and e5m2.
+// Scalars narrower than float: bf16, and the storage types e4m3, e5m2, e5m6 and ue8m0.
 #pragma once
 
 #include <dsv3/core/view.hpp>
@@ -26,63 +26,81 @@ struct bf16 {
   }
 };
 
-/// What happens to a value beyond the largest finite code of an FP8 format.
+/// What happens to a value beyond the largest finite code of a narrow format.
 enum class Overflow {
   saturate,  ///< becomes the largest finite value; NaN stays NaN. What every FP8 recipe uses
-  propagate  ///< becomes NaN (e4m3) or infinity (e5m2), as plain IEEE rounding would have it
+  propagate  ///< becomes NaN (e4m3) or infinity (the others), as plain IEEE rounding would have it
 };
 
 namespace detail {
 
-// One FP8 format: `mantissa` explicit bits, exponent bias, largest finite code, and the code that
-// stands for an overflow in Overflow::propagate. Spec 7.1.
-template <int mantissa, int bias, unsigned max_code, unsigned overflow_code>
-struct Float8 {
-  DSV3_HD static constexpr std::uint8_t encode(float value, Overflow overflow) {
+// One narrow format: bits of exponent and mantissa, the largest finite code, and the code that
+// stands for an overflow in Overflow::propagate. Spec 7.1. All functions are free of branches, so
+// that loops over them vectorise and every instruction set gives the same codes.
+template <int exponent_bits, int mantissa, std::uint32_t max_code, std::uint32_t overflow_code>
+struct NarrowFloat {
+  static constexpr int bias = (1 << (exponent_bits - 1)) - 1;
+  static constexpr std::uint32_t sign_bit = 1u << (exponent_bits + mantissa);
+  static constexpr std::uint32_t nan_code = sign_bit - 1;
+  static constexpr std::uint32_t largest = max_code;
+  /// The code of infinity; a value that no magnitude has where the format has none.
+  static constexpr std::uint32_t infinite_code =
+      overflow_code == nan_code ? 2 * sign_bit : overflow_code;
+  static constexpr int shift = 23 - mantissa;
+  static constexpr std::uint32_t half = 1u << (shift - 1);
+  static constexpr std::uint32_t offset = static_cast<std::uint32_t>(127 - bias) << mantissa;
+  static constexpr std::uint32_t least_normal = static_cast<std::uint32_t>(128 - bias) << 23;
+  static constexpr float least_subnormal =
+      __builtin_bit_cast(float, static_cast<std::uint32_t>(128 - bias - mantissa) << 23);
+  static constexpr float at_subnormals = least_subnormal * 8388608.0f;
+
+  /// To nearest, ties to even.
+  DSV3_HD static constexpr std::uint32_t encode(float value, Overflow overflow) {
     const auto u = __builtin_bit_cast(std::uint32_t, value);
-    const auto sign = static_cast<std::uint8_t>((u >> 24) & 0x80u);
     const std::uint32_t magnitude = u & 0x7FFFFFFFu;
-    if (magnitude > 0x7F800000u) return static_cast<std::uint8_t>(sign | 0x7Fu);  // NaN
-    const int exponent = static_cast<int>(magnitude >> 23) - 127;
-    std::uint32_t code;
-    if (exponent < 1 - bias) {  // subnormal: a multiple of 2^(1 - bias - mantissa)
-      const int shift = 23 - mantissa + (1 - bias - exponent);
-      if (shift > 31) {
-        code = 0;
-      } else {
-        const std::uint64_t m = (magnitude & 0x7FFFFFu) | 0x800000u;
-        code = round_shift(exponent == -127 ? 0 : m, shift);
-      }
-    } else {
-      code = round_shift(magnitude - (static_cast<std::uint32_t>(127 - bias) << 23), 23 - mantissa);
-    }
-    if (code > max_code) code = overflow == Overflow::saturate ? max_code : overflow_code;
-    return static_cast<std::uint8_t>(sign | code);
+    const bool subnormal = magnitude < least_normal;
+    const std::uint32_t odd = (magnitude >> shift) & 1u;
+    const std::uint32_t upper = ((magnitude + (half - 1) + odd) >> shift) - offset;
+    // Beside 2^23 times the smallest subnormal, an addition rounds to a multiple of the latter.
+    const float sum = __builtin_bit_cast(float, subnormal ? magnitude : 0u) + at_subnormals;
+    const std::uint32_t lower =
+        __builtin_bit_cast(std::uint32_t, sum) - __builtin_bit_cast(std::uint32_t, at_subnormals);
+    return finish(u, subnormal ? lower : upper, overflow);
   }
 
-  DSV3_HD static constexpr float decode(std::uint8_t code) {
-    const std::uint32_t sign = static_cast<std::uint32_t>(code & 0x80u) << 24;
-    const std::uint32_t magnitude = code & 0x7Fu;
-    if (magnitude > max_code) {
-      const bool infinite = overflow_code != 0x7Fu && magnitude == overflow_code;
-      return __builtin_bit_cast(float, sign | (infinite ? 0x7F800000u : 0x7FC00000u));
-    }
-    if ((magnitude >> mantissa) == 0) {
-      const float step =
-          __builtin_bit_cast(float, static_cast<std::uint32_t>(127 + 1 - bias - mantissa) << 23);
-      const float value = static_cast<float>(magnitude) * step;
-      return sign ? -value : value;
-    }
-    return __builtin_bit_cast(float, sign | ((magnitude << (23 - mantissa)) +
-                                             (static_cast<std::uint32_t>(127 - bias) << 23)));
+  /// Up or down with the probability that makes the expected value exact, by 32 uniform bits.
+  DSV3_HD static constexpr std::uint32_t encode_stochastic(float value, std::uint32_t random) {
+    const auto u = __builtin_bit_cast(std::uint32_t, value);
+    const std::uint32_t magnitude = u & 0x7FFFFFFFu;
+    const bool subnormal = magnitude < least_normal;
+    const std::uint32_t upper = ((magnitude + (random >> (32 - shift))) >> shift) - offset;
+    const float steps =
+        __builtin_bit_cast(float, subnormal ? magnitude : 0u) * (1.0f / least_subnormal);
+    const auto whole = static_cast<std::uint32_t>(steps);
+    const float fraction = steps - static_cast<float>(whole);
+    const std::uint32_t lower =
+        whole + (fraction * 16777216.0f > static_cast<float>(random >> 8) ? 1u : 0u);
+    return finish(u, subnormal ? lower : upper, Overflow::saturate);
+  }
+
+  DSV3_HD static constexpr float decode(std::uint32_t code) {
+    const std::uint32_t sign = (code & sign_bit) << (31 - exponent_bits - mantissa);
+    const std::uint32_t magnitude = code & nan_code;
+    const float lower = static_cast<float>(magnitude) * least_subnormal;
+    const std::uint32_t upper = (magnitude + offset) << shift;
+    const std::uint32_t finite =
+        magnitude >> mantissa == 0 ? __builtin_bit_cast(std::uint32_t, lower) : upper;
+    const std::uint32_t beyond = magnitude == infinite_code ? 0x7F800000u : 0x7FC00000u;
+    return __builtin_bit_cast(float, sign | (magnitude > max_code ? beyond : finite));
   }
 
  private:
-  // value / 2^shift, to nearest, ties to even.
-  DSV3_HD static constexpr std::uint32_t round_shift(std::uint64_t value, int shift) {
-    const std::uint64_t half = std::uint64_t{1} << (shift - 1);
-    const std::uint64_t odd = (value >> shift) & 1u;
-    return static_cast<std::uint32_t>((value + (half - 1) + odd) >> shift);
+  DSV3_HD static constexpr std::uint32_t finish(std::uint32_t u, std::uint32_t code,
+                                                Overflow overflow) {
+    const std::uint32_t beyond = overflow == Overflow::saturate ? max_code : overflow_code;
+    const std::uint32_t bounded = code > max_code ? beyond : code;
+    const bool is_nan = (u & 0x7FFFFFFFu) > 0x7F800000u;
+    return (is_nan ? nan_code : bounded) | (u >> 31 << (exponent_bits + mantissa));
   }
 };
 
@@ -90,25 +108,78 @@ struct Float8 {
 
 /// FP8 with 4 exponent and 3 mantissa bits, the "fn" variant: no infinity, largest value 448.
 struct e4m3 {
-  using format = detail::Float8<3, 7, 0x7E, 0x7F>;
+  using format = detail::NarrowFloat<4, 3, 0x7E, 0x7F>;
+  static constexpr float max = 448;
   std::uint8_t code;
 
   e4m3() = default;
   DSV3_HD constexpr explicit e4m3(float value, Overflow overflow = Overflow::saturate)
-      : code(format::encode(value, overflow)) {}
+      : code(static_cast<std::uint8_t>(format::encode(value, overflow))) {}
   DSV3_HD constexpr explicit operator float() const { return format::decode(code); }
 };
 
 /// FP8 with 5 exponent and 2 mantissa bits: infinity 0x7C, largest value 57344.
 struct e5m2 {
-  using format = detail::Float8<2, 15, 0x7B, 0x7C>;
+  using format = detail::NarrowFloat<5, 2, 0x7B, 0x7C>;
+  static constexpr float max = 57344;
   std::uint8_t code;
 
   e5m2() = default;
   DSV3_HD constexpr explicit e5m2(float value, Overflow overflow = Overflow::saturate)
-      : code(format::encode(value, overflow)) {}
+      : code(static_cast<std::uint8_t>(format::encode(value, overflow))) {}
   DSV3_HD constexpr explicit operator float() const { return format::decode(code); }
 };
+
+/// Twelve bits with 5 exponent and 6 mantissa bits, exponent 31 reserved as in FP16: infinity 0x7C0,
+/// largest value 65024. DeepSeek-V3 stores attention outputs so; its layout is not public, this one
+/// is ours (spec 7.1). A matrix of them packs two into 3 bytes: see PackedE5m6.
+struct e5m6 {
+  using format = detail::NarrowFloat<5, 6, 0x7BF, 0x7C0>;
+  static constexpr float max = 65024;
+  std::uint16_t code;  // the lower 12 bits
+
+  e5m6() = default;
+  DSV3_HD constexpr explicit e5m6(float value, Overflow overflow = Overflow::saturate)
+      : code(static_cast<std::uint16_t>(format::encode(value, overflow))) {}
+  DSV3_HD constexpr explicit operator float() const { return format::decode(code); }
+};
+
+/// A power of two from 2^-127 to 2^127 as its exponent alone, code 127 for 1; 255 is NaN. A scale,
+/// never a value: it has neither zero nor sign.
+struct ue8m0 {
+  std::uint8_t code;
+
+  ue8m0() = default;
+  /// The least power of two that is not below a positive value; bounded to codes 1 ... 254.
+  DSV3_HD constexpr explicit ue8m0(float value) : code(round_up(value)) {}
+  DSV3_HD constexpr explicit operator float() const {
+    const std::uint32_t power = code == 0 ? 0x00400000u : static_cast<std::uint32_t>(code) << 23;
+    return __builtin_bit_cast(float, code == 255 ? 0x7FC00000u : power);
+  }
+
+ private:
+  DSV3_HD static constexpr std::uint8_t round_up(float value) {
+    const auto u = __builtin_bit_cast(std::uint32_t, value);
+    if ((u & 0x7FFFFFFFu) > 0x7F800000u) return 255;
+    const std::uint32_t up = (u + 0x7FFFFFu) >> 23;
+    return static_cast<std::uint8_t>(up < 1 ? 1 : up > 254 ? 254 : up);
+  }
+};
+
+/// bf16 of a float, up or down with the probability that makes the expected value exact, by 16
+/// uniform bits. Infinity and NaN as bf16(float) has them.
+DSV3_HD constexpr bf16 bf16_stochastic(float value, std::uint32_t random) {
+  const auto u = __builtin_bit_cast(std::uint32_t, value);
+  bf16 result(value);
+  if ((u & 0x7F800000u) != 0x7F800000u)
+    result.bits = static_cast<std::uint16_t>((u + (random & 0xFFFFu)) >> 16);
+  return result;
+}
+
+/// True for the types whose values mean nothing without a scale.
+template <class T>
+inline constexpr bool is_fp8 =
+    std::is_same_v<std::remove_const_t<T>, e4m3> || std::is_same_v<std::remove_const_t<T>, e5m2>;
 
 /// The type in which arithmetic on T is done: double for double, float for anything narrower.
 template <class T>

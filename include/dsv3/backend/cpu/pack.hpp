@@ -32,7 +32,7 @@ const std::byte* words_along_k(const T* row, Index n, std::uint32_t* buffer) {
   if constexpr (std::is_same_v<T, typename Kernel::Packed>) {
     return reinterpret_cast<const std::byte*>(row);
   } else {
-    widen_row(row, reinterpret_cast<float*>(buffer), n);
+    widen_row(row, reinterpret_cast<typename Kernel::Packed*>(buffer), n * Kernel::step);
     return reinterpret_cast<const std::byte*>(buffer);
   }
 }
@@ -41,7 +41,13 @@ const std::byte* words_along_k(const T* row, Index n, std::uint32_t* buffer) {
 // counts as zero.
 template <class Kernel, class T>
 void words_across_k(const T* row, const T* next, Index n, std::uint32_t* out) {
-  if constexpr (Kernel::step == 2) {
+  if constexpr (Kernel::step == 2 && is_fp8<T>) {
+    constexpr Index most = 32;  // columns of a panel, rows of a block
+    bf16 pair[2][most];
+    widen_row(row, pair[0], n);
+    if (next) widen_row(next, pair[1], n);
+    interleave_row(pair[0], next ? pair[1] : nullptr, n, out);
+  } else if constexpr (Kernel::step == 2) {
     interleave_row(row, next, n, out);
   } else {
     widen_row(row, reinterpret_cast<float*>(out), n);

@@ -17,10 +17,14 @@ namespace dsv3::detail {
 struct Lanes8 {
   using U32 [[gnu::vector_size(32)]] = std::uint32_t;
   using U16 [[gnu::vector_size(16)]] = std::uint16_t;
+  using U8 [[gnu::vector_size(8)]] = std::uint8_t;
+  using F32 [[gnu::vector_size(32)]] = float;
 };
 struct Lanes16 {
   using U32 [[gnu::vector_size(64)]] = std::uint32_t;
   using U16 [[gnu::vector_size(32)]] = std::uint16_t;
+  using U8 [[gnu::vector_size(16)]] = std::uint8_t;
+  using F32 [[gnu::vector_size(64)]] = float;
 };
 
 template <class Lanes>
@@ -77,6 +81,7 @@ struct Simd<float> {
   }
   static Vector fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
   static Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
+  static Vector multiply(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
 };
 
 template <>
@@ -90,6 +95,7 @@ struct Simd<double> {
   static void store(double* p, Vector v) { _mm512_storeu_pd(p, v); }
   static Vector fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_pd(a, b, c); }
   static Vector add(Vector a, Vector b) { return _mm512_add_pd(a, b); }
+  static Vector multiply(Vector a, Vector b) { return _mm512_mul_pd(a, b); }
 };
 
 #elif defined(__AVX2__) && defined(__FMA__)
@@ -116,6 +122,7 @@ struct Simd<float> {
   }
   static Vector fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
   static Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
+  static Vector multiply(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
 };
 
 template <>
@@ -129,6 +136,7 @@ struct Simd<double> {
   static void store(double* p, Vector v) { _mm256_storeu_pd(p, v); }
   static Vector fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_pd(a, b, c); }
   static Vector add(Vector a, Vector b) { return _mm256_add_pd(a, b); }
+  static Vector multiply(Vector a, Vector b) { return _mm256_mul_pd(a, b); }
 };
 
 #else
@@ -169,6 +177,10 @@ struct Simd {
   }
   static Vector add(Vector a, Vector b) {
     for (Index i = 0; i < lanes; ++i) a.lane[i] += b.lane[i];
+    return a;
+  }
+  static Vector multiply(Vector a, Vector b) {
+    for (Index i = 0; i < lanes; ++i) a.lane[i] *= b.lane[i];
     return a;
   }
 };
@@ -216,12 +228,15 @@ using Bf16Kernel = FmaKernel<float>;
 
 }  // inline namespace of the path
 
+// Types all of whose values are bf16 numbers, and none of them subnormal there.
+template <class T>
+inline constexpr bool exact_in_bf16 = std::is_same_v<std::remove_const_t<T>, bf16> || is_fp8<T>;
+
 // The kernel of a product, by the types of its operands and its output.
 template <class TA, class TB, class TC>
 using KernelFor =
     std::conditional_t<std::is_same_v<accum_t<TC>, double>, FmaKernel<double>,
-                       std::conditional_t<std::is_same_v<std::remove_const_t<TA>, bf16> &&
-                                              std::is_same_v<std::remove_const_t<TB>, bf16>,
-                                          Bf16Kernel, FmaKernel<float>>>;
+                       std::conditional_t<exact_in_bf16<TA> && exact_in_bf16<TB>, Bf16Kernel,
+                                          FmaKernel<float>>>;
 
 }  // namespace dsv3::detail

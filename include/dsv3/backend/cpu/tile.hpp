@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <dsv3/backend/cpu/pack.hpp>
+#include <dsv3/core/quantized.hpp>
 
 namespace dsv3::detail {
 
@@ -30,13 +31,77 @@ struct Ahead {
   }
 };
 
-// c = sum or c += sum for `Rows` rows and two vectors of columns: a [Rows][a_stride], b one packed
-// panel. The first `skip` rows of c are left alone. Each element is one chain of additions over the
-// steps, whatever Rows is, and that sum is added to c once.
-template <class Kernel, int Rows>
+// Where a plain product's sums go: c = sum, or c += sum.
+template <class Kernel>
+struct PlainTarget {
+  using S = typename Kernel::S;
+  using Sum = typename Kernel::Sum;
+  Sum* c;
+  Index stride;
+  bool add;
+
+  static constexpr Index segment_steps(Index steps) { return steps; }
+  PlainTarget rows(Index first) const { return {c + first * stride, stride, add}; }
+  PlainTarget segment(Index) const { return *this; }
+
+  void put(int r, typename S::Vector s0, typename S::Vector s1) const {
+    Sum* row = c + r * stride;
+    if (add) {
+      s0 = S::add(S::load(row), s0);
+      s1 = S::add(S::load(row + S::lanes), s1);
+    }
+    S::store(row, s0);
+    S::store(row + S::lanes, s1);
+  }
+};
+
+// Where the sums of a product of codes go: for each segment of K, within which no scale changes,
+// c = sum * scale or c += sum * scale, the scale being that of the row times that of the column.
+template <class Kernel>
+struct ScaledTarget {
+  using S = typename Kernel::S;
+  using Sum = typename Kernel::Sum;
+  Sum* c;
+  Index stride;
+  bool add;                  // in the first segment; the others always add
+  Index steps_each;          // of a segment
+  const Sum* row_scales;     // [segments][row_stride]
+  Index row_stride;
+  const Sum* column_scales;  // [segments][2 lanes]
+
+  Index segment_steps(Index) const { return steps_each; }
+  ScaledTarget rows(Index first) const {
+    ScaledTarget t = *this;
+    t.c += first * stride;
+    t.row_scales += first;
+    return t;
+  }
+  ScaledTarget segment(Index index) const {
+    ScaledTarget t = *this;
+    t.add = add || index > 0;
+    t.row_scales += index * row_stride;
+    t.column_scales += index * 2 * S::lanes;
+    return t;
+  }
+
+  void put(int r, typename S::Vector s0, typename S::Vector s1) const {
+    Sum* row = c + r * stride;
+    const auto scale = S::broadcast(row_scales[r]);
+    const auto f0 = S::multiply(scale, S::load(column_scales));
+    const auto f1 = S::multiply(scale, S::load(column_scales + S::lanes));
+    const auto c0 = add ? S::load(row) : S::zero(), c1 = add ? S::load(row + S::lanes) : S::zero();
+    S::store(row, S::fma(s0, f0, c0));
+    S::store(row + S::lanes, S::fma(s1, f1, c1));
+  }
+};
+
+// The sums of `Rows` rows and two vectors of columns: a [Rows][a_stride], b one packed panel. The
+// first `skip` rows are not put. Each element is one chain of additions over the steps, whatever
+// Rows is.
+template <class Kernel, int Rows, class Target>
 void micro_kernel(Index steps, const typename Kernel::Packed* a, Index a_stride,
-                  const typename Kernel::Packed* b, typename Kernel::Sum* c, Index c_stride,
-                  int skip, bool add, Ahead::Share ahead) {
+                  const typename Kernel::Packed* b, const Target& target, int skip,
+                  Ahead::Share ahead) {
   using S = typename Kernel::S;
   constexpr Index lanes = S::lanes, step = Kernel::step;
   typename S::Vector sum[Rows][2];
@@ -63,29 +128,36 @@ void micro_kernel(Index steps, const typename Kernel::Packed* a, Index a_stride,
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) {
     if (r < skip) continue;
-    typename Kernel::Sum* row = c + r * c_stride;
-    if (add) {
-      sum[r][0] = S::add(S::load(row), sum[r][0]);
-      sum[r][1] = S::add(S::load(row + lanes), sum[r][1]);
-    }
-    S::store(row, sum[r][0]);
-    S::store(row + lanes, sum[r][1]);
+    target.put(r, sum[r][0], sum[r][1]);
+  }
+}
+
+// `Rows` rows against one panel, segment by segment.
+template <class Kernel, int Rows, class Target>
+void multiply_rows(Index steps, const typename Kernel::Packed* a, Index a_stride,
+                   const typename Kernel::Packed* b, const Target& target, int skip,
+                   const Ahead& ahead, Index share, Index shares) {
+  const Index each = target.segment_steps(steps);
+  const Index segments = each > 0 ? (steps + each - 1) / each : 1;
+  for (Index i = 0; i < segments; ++i) {
+    const Index first = i * each, count = std::min(each, steps - first);
+    micro_kernel<Kernel, Rows>(count, a + first * Kernel::step, a_stride,
+                               b + first * 2 * Kernel::S::lanes * Kernel::step, target.segment(i),
+                               skip, ahead.share(share * segments + i, shares * segments, count, b));
   }
 }
 
 // All rows of a block against one panel. The last rows are covered by the smallest kernel that
 // holds them, moved up so that it ends with the block.
-template <class Kernel>
+template <class Kernel, class Target>
 void multiply_panel(Index rows, Index steps, const typename Kernel::Packed* a, Index a_stride,
-                    const typename Kernel::Packed* b, typename Kernel::Sum* c, Index c_stride,
-                    bool add, const Ahead& ahead) {
+                    const typename Kernel::Packed* b, const Target& target, const Ahead& ahead) {
   constexpr int most = Kernel::S::rows;
   const Index shares = rows / most;
   Index i = 0;
   for (; i + most <= rows; i += most)
-    micro_kernel<Kernel, most>(steps, a + i * a_stride, a_stride, b, c + i * c_stride, c_stride, 0,
-                               add, ahead.share(i / most, shares, steps, b));
-  const Ahead::Share none = Ahead{}.share(0, 0, steps, b);
+    multiply_rows<Kernel, most>(steps, a + i * a_stride, a_stride, b, target.rows(i), 0, ahead,
+                                i / most, shares);
   while (i < rows) {
     const Index left = rows - i;
     Index size = most;  // the smallest size that holds what is left
@@ -99,22 +171,22 @@ void multiply_panel(Index rows, Index steps, const typename Kernel::Packed* a, I
     const Index start = size <= left ? i : rows - size;
     const int skip = static_cast<int>(i - start);
     const auto* from = a + start * a_stride;
-    auto* to = c + start * c_stride;
+    const auto to = target.rows(start);
     switch (size) {
       case 8:
-        micro_kernel<Kernel, 8>(steps, from, a_stride, b, to, c_stride, skip, add, none);
+        multiply_rows<Kernel, 8>(steps, from, a_stride, b, to, skip, {}, 0, 0);
         break;
       case 4:
-        micro_kernel<Kernel, 4>(steps, from, a_stride, b, to, c_stride, skip, add, none);
+        multiply_rows<Kernel, 4>(steps, from, a_stride, b, to, skip, {}, 0, 0);
         break;
       case 2:
-        micro_kernel<Kernel, 2>(steps, from, a_stride, b, to, c_stride, skip, add, none);
+        multiply_rows<Kernel, 2>(steps, from, a_stride, b, to, skip, {}, 0, 0);
         break;
       case 1:
-        micro_kernel<Kernel, 1>(steps, from, a_stride, b, to, c_stride, skip, add, none);
+        multiply_rows<Kernel, 1>(steps, from, a_stride, b, to, skip, {}, 0, 0);
         break;
       default:
-        micro_kernel<Kernel, most>(steps, from, a_stride, b, to, c_stride, skip, add, none);
+        multiply_rows<Kernel, most>(steps, from, a_stride, b, to, skip, {}, 0, 0);
     }
     i = start + size;
   }
@@ -128,7 +200,11 @@ struct TileLimits {
   static constexpr Index left_bytes = rows * (1024 + pad);
   static constexpr Index panel_bytes = 32768;
   static constexpr Index sum_bytes = rows * columns * 4;
-  static constexpr Index bytes = left_bytes + panel_bytes + sum_bytes;
+  static constexpr Index least_segment = 32;  // along K within one scale, for products of codes
+  static constexpr Index row_scale_bytes = 512 / least_segment * rows * 4;
+  static constexpr Index column_scale_bytes = 512 / least_segment * 32 * 4;
+  static constexpr Index bytes =
+      left_bytes + panel_bytes + sum_bytes + row_scale_bytes + column_scale_bytes;
 };
 
 // One matrix product c (+)= sum over k of a(i, k) b(j, k).
@@ -142,6 +218,14 @@ struct ProductOf {
   Index rows, columns, depth;
 };
 
+// One product of codes: the same with scales, constant over `segment` elements along K.
+template <class TA, class TB, class TC>
+struct ScaledProductOf : ProductOf<TA, TB, TC> {
+  using Sum = typename ProductOf<TA, TB, TC>::Kernel::Sum;
+  OperandScales<Sum> a_scales, b_scales;
+  Index segment;
+};
+
 // What pack_right will read for the panel at column j, from k on.
 template <class Kernel, class T>
 Ahead ahead_of(const Operand<T>& b, Index j, Index k, Index depth, Index columns) {
@@ -150,6 +234,18 @@ Ahead ahead_of(const Operand<T>& b, Index j, Index k, Index depth, Index columns
   if (deep <= 0) return {};
   const Index across = b.along_k ? n : deep, along = b.along_k ? deep : n;
   return {reinterpret_cast<const char*>(b.at(j, k)), b.stride * size, along * size, across};
+}
+
+// Writes a tile's sums to c, or adds them to it; each element is rounded to TC once.
+template <class A, class TC>
+void finish_tile(A* sums, Index sums_stride, TC* c, Index c_stride, Index rows, Index columns,
+                 bool add) {
+  for (Index r = 0; r < rows; ++r) {
+    A* from = sums + r * sums_stride;
+    TC* to = c + r * c_stride;
+    if (add) add_row(to, from, columns);
+    narrow_row(from, to, columns);
+  }
 }
 
 // The tile [i, i + rows) x [j, j + columns) of a product. K is cut into blocks of Kernel::depth;
@@ -183,17 +279,64 @@ void product_tile(const ProductOf<TA, TB, TC>& product, Index i, Index rows, Ind
       const bool more = s + width < columns;
       const Ahead ahead = ahead_of<Kernel>(product.b, j + (more ? s + width : 0),
                                            more ? k : k + depth, product.depth, j + columns);
-      multiply_panel<Kernel>(rows, steps, left, left_stride, panel, sums + s, sums_stride, k > 0,
-                             ahead);
+      multiply_panel<Kernel>(rows, steps, left, left_stride, panel,
+                             PlainTarget<Kernel>{sums + s, sums_stride, k > 0}, ahead);
     }
     k += Kernel::depth;
   } while (k < product.depth);
-  for (Index r = 0; r < rows; ++r) {
-    A* from = sums + r * sums_stride;
-    TC* to = c + r * product.c_stride;
-    if (add) add_row(to, from, columns);
-    narrow_row(from, to, columns);
-  }
+  finish_tile(sums, sums_stride, c, product.c_stride, rows, columns, add);
+}
+
+// The same tile of a product of codes: within a block of K, each segment's sums are multiplied by
+// the scales and added to the tile, in ascending order.
+template <class TA, class TB, class TC>
+void product_tile(const ScaledProductOf<TA, TB, TC>& product, Index i, Index rows, Index j,
+                  Index columns, bool add, std::byte* workspace) {
+  using Kernel = KernelFor<TA, TB, TC>;
+  using P = typename Kernel::Packed;
+  using A = typename Kernel::Sum;
+  constexpr Index width = 2 * Kernel::S::lanes, step = Kernel::step;
+  constexpr Index left_stride = Kernel::depth + TileLimits::pad / static_cast<Index>(sizeof(P));
+  static_assert(Kernel::depth / TileLimits::least_segment * TileLimits::rows * sizeof(A) <=
+                TileLimits::row_scale_bytes);
+  static_assert(Kernel::depth / TileLimits::least_segment * width * sizeof(A) <=
+                TileLimits::column_scale_bytes);
+
+  P* left = reinterpret_cast<P*>(workspace);
+  std::byte* at = workspace + TileLimits::left_bytes;
+  P* panel = reinterpret_cast<P*>(at);
+  A* sums = reinterpret_cast<A*>(at += TileLimits::panel_bytes);
+  A* row_scales = reinterpret_cast<A*>(at += TileLimits::sum_bytes);
+  A* column_scales = reinterpret_cast<A*>(at += TileLimits::row_scale_bytes);
+  const Index sums_stride = (columns + width - 1) / width * width, segment = product.segment;
+  Index k = 0;
+  do {
+    const Index depth = std::min(Kernel::depth, product.depth - k);
+    const Index steps = (depth + step - 1) / step, segments = groups_of(depth, segment);
+    pack_left<Kernel>(product.a, i, rows, k, depth, left, left_stride);
+    for (Index g = 0; g < segments; ++g)
+      for (Index r = 0; r < rows; ++r)
+        row_scales[g * TileLimits::rows + r] = product.a_scales.at(i + r, k + g * segment);
+    for (Index s = 0; s < columns; s += width) {
+      const Index n = std::min(width, columns - s);
+      pack_right<Kernel>(product.b, j + s, n, k, depth, panel);
+      for (Index g = 0; g < segments; ++g)
+        for (Index c = 0; c < width; ++c)
+          column_scales[g * width + c] =
+              product.b_scales.at(j + s + std::min(c, n - 1), k + g * segment);
+      const bool more = s + width < columns;
+      const Ahead ahead = ahead_of<Kernel>(product.b, j + (more ? s + width : 0),
+                                           more ? k : k + depth, product.depth, j + columns);
+      multiply_panel<Kernel>(
+          rows, steps, left, left_stride, panel,
+          ScaledTarget<Kernel>{sums + s, sums_stride, k > 0, segment / step, row_scales,
+                               TileLimits::rows, column_scales},
+          ahead);
+    }
+    k += Kernel::depth;
+  } while (k < product.depth);
+  finish_tile(sums, sums_stride, product.c + i * product.c_stride + j, product.c_stride, rows,
+              columns, add);
 }
 
 }  // namespace dsv3::detail

@@ -1,7 +1,7 @@
 // Moves rows of elements: between bf16 and float, in pairs, and transposed.
 #pragma once
 
-#include <dsv3/backend/cpu/simd.hpp>
+#include <dsv3/backend/cpu/decode.hpp>
 
 namespace dsv3::detail {
 
@@ -21,11 +21,15 @@ void narrow_row(const A* from, T* to, Index n) {
 // to[j] = A(from[j]).
 template <class A, class T>
 void widen_row(const T* from, A* to, Index n) {
-  Index j = 0;
-  if constexpr (std::is_same_v<A, float> && (std::is_same_v<T, bf16> || std::is_same_v<T, float>))
-    for (; j + Simd<A>::lanes <= n; j += Simd<A>::lanes)
-      Simd<A>::store(to + j, Simd<A>::load(from + j));
-  for (; j < n; ++j) to[j] = A(from[j]);
+  if constexpr (is_fp8<T>) {
+    decode_row(from, to, n);
+  } else {
+    Index j = 0;
+    if constexpr (std::is_same_v<A, float> && (std::is_same_v<T, bf16> || std::is_same_v<T, float>))
+      for (; j + Simd<A>::lanes <= n; j += Simd<A>::lanes)
+        Simd<A>::store(to + j, Simd<A>::load(from + j));
+    for (; j < n; ++j) to[j] = A(from[j]);
+  }
 }
 
 // sum[j] = A(to[j]) + sum[j].

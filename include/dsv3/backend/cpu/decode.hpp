@@ -1,0 +1,86 @@
+// Rows of FP8 codes as the numbers they stand for, without scales.
+#pragma once
+
+#include <dsv3/backend/cpu/simd.hpp>
+
+namespace dsv3::detail {
+
+#if defined(__AVX2__)
+// The float bits of each code, by the arithmetic of NarrowFloat::decode.
+template <class Format, class Lanes>
+typename Lanes::U32 decode_bits(typename Lanes::U32 code) {
+  using U32 = typename Lanes::U32;
+  const U32 magnitude = code & Format::nan_code;
+  const auto lower = __builtin_convertvector(magnitude, typename Lanes::F32) * Format::least_subnormal;
+  const U32 upper = (magnitude + Format::offset) << Format::shift;
+  const U32 finite = (magnitude >> (23 - Format::shift)) == 0 ? reinterpret_cast<U32>(lower) : upper;
+  const U32 infinite = (magnitude == Format::infinite_code) ? U32{} + 0x7F800000u : U32{} + 0x7FC00000u;
+  return (code & Format::sign_bit) << 24 | (magnitude > Format::largest ? infinite : finite);
+}
+#endif
+
+#if defined(__AVX512BW__) && defined(__AVX512VBMI__)
+// The bf16 of the codes 0 ... 127 of a format, lower and upper bytes apart.
+template <class Code>
+struct Bf16Table {
+  alignas(64) std::uint8_t low[128] = {};
+  alignas(64) std::uint8_t high[128] = {};
+
+  constexpr Bf16Table() {
+    for (unsigned i = 0; i < 128; ++i) {
+      const std::uint16_t bits = bf16(Code::format::decode(i)).bits;
+      low[i] = static_cast<std::uint8_t>(bits);
+      high[i] = static_cast<std::uint8_t>(bits >> 8);
+    }
+  }
+};
+template <class Code>
+inline constexpr Bf16Table<Code> bf16_table{};
+
+// Words of 64 codes, in two vectors: those of the lower and of the upper 8 bytes of each 16.
+template <class Code>
+void decode_words(__m512i codes, __m512i& first, __m512i& second) {
+  const auto& table = bf16_table<Code>;
+  const __m512i low =
+      _mm512_permutex2var_epi8(_mm512_load_si512(table.low), codes, _mm512_load_si512(table.low + 64));
+  const __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(table.high), codes,
+                                                _mm512_load_si512(table.high + 64));
+  const __m512i signs = _mm512_set1_epi8(static_cast<char>(0x80));
+  const __m512i with_sign = _mm512_ternarylogic_epi32(high, codes, signs, 0xF8);  // high | codes & signs
+  first = _mm512_unpacklo_epi8(low, with_sign);
+  second = _mm512_unpackhi_epi8(low, with_sign);
+}
+#endif
+
+// to[j] = the number that from[j] stands for. bf16 holds each exactly.
+template <class Code, class To>
+void decode_row(const Code* from, To* to, Index n) {
+  Index j = 0;
+#if defined(__AVX512BW__) && defined(__AVX512VBMI__)
+  if constexpr (std::is_same_v<To, bf16>) {
+    const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+    for (; j + 64 <= n; j += 64) {
+      __m512i first, second;
+      decode_words<Code>(_mm512_permutexvar_epi64(order, _mm512_loadu_si512(from + j)), first, second);
+      _mm512_storeu_si512(to + j, first);
+      _mm512_storeu_si512(to + j + 32, second);
+    }
+  }
+#endif
+#if defined(__AVX2__)
+  using Lanes = std::conditional_t<Simd<float>::lanes == 16, Lanes16, Lanes8>;
+  for (; j + Simd<float>::lanes <= n; j += Simd<float>::lanes) {
+    typename Lanes::U8 codes;
+    std::memcpy(&codes, from + j, sizeof codes);
+    const auto bits = decode_bits<typename Code::format, Lanes>(
+        __builtin_convertvector(codes, typename Lanes::U32));
+    if constexpr (std::is_same_v<To, bf16>)
+      narrow_bits<Lanes>(to + j, bits);
+    else
+      std::memcpy(to + j, &bits, sizeof bits);
+  }
+#endif
+  for (; j < n; ++j) to[j] = To(float(from[j]));
+}
+
+}  // namespace dsv3::detail

@@ -1,0 +1,304 @@
+// Projection: a linear layer whose product reads its operands as the precision policy says, plain
+// or as codes.
+#pragma once
+
+#include <dsv3/core/check.hpp>
+#include <dsv3/core/weights.hpp>
+#include <dsv3/nn/check_finite.hpp>
+#include <dsv3/nn/emulated_product.hpp>
+#include <dsv3/nn/linear.hpp>
+#include <dsv3/nn/quantize.hpp>
+#include <dsv3/nn/rms_norm.hpp>
+
+namespace dsv3 {
+
+/// What a matrix that is quantised here is for.
+enum class Route {
+  dense,    ///< read by products where it lies
+  dispatch  ///< sent to experts, or requantised later: power-of-two scales, so that only exponents move
+};
+
+/// The linear layers of attention, MLPs and experts. In a plain policy an operand is the matrix
+/// itself: the names below cost nothing.
+///
+/// Source   spec 7.3.
+template <class P>
+struct Projection {
+  using T = typename P::activation;
+  using V = typename P::weight;
+  /// An activation as products read it.
+  using Input = View<const T, 2>;
+
+  template <class Backend>
+  Input input(Backend&, const char*, View<const T, 2> x, Route, Arena&) const {
+    return x;
+  }
+  /// norm(x), which is written to n.
+  template <class Backend, class In>
+  Input normalized(Backend& backend, const char*, const RmsNorm<In, T, V>& norm,
+                   View<const V, 1> weight, View<const In, 2> x, View<T, 2> n, Route,
+                   Arena&) const {
+    norm.forward(backend, {weight}, x, n);
+    return n;
+  }
+  template <class Backend>
+  Input input_columns(Backend&, Input x, Route, Arena&) const {
+    return x;
+  }
+  template <class Backend, class Y>
+  void forward(Backend& backend, View<const V, 2> weight, Input x, View<Y, 2> y, Arena&) const {
+    Linear{}.forward(backend, weight, x, y);
+  }
+  template <class Backend, class DX, class G>
+  void backward(Backend& backend, const char*, View<const V, 2> weight, Input x,
+                View<const T, 2> dy, Route, View<DX, 2> dx, Output output, View<G, 2> dweight,
+                Arena&) const {
+    Linear{}.backward_weight(backend, dy, x, dweight);
+    Linear{}.backward_input(backend, weight, dy, dx, output);
+  }
+};
+
+namespace detail {
+
+// y = norm(x) rounded to Out, and its codes; y is written where it has rows.
+template <class In, class Out, class W, class C>
+struct RmsNormQuantizeRow {
+  View<const In, 2> x;
+  View<const W, 1> weight;
+  View<Out, 2> y;
+  Quantized<C> q;
+  double eps;
+  ScaleRule rule;
+
+  DSV3_HD void operator()(auto team, Index t) const {
+    using A = accum_t<In>;
+    const A r = reciprocal_rms(team, x, t, eps);
+    const auto value = [&](Index j) { return Out(A(x(t, j)) * r * A(weight(j))); };
+    if (y.extent(0)) {
+      team.each(x.extent(1), [&](Index j) { y(t, j) = value(j); });
+      team.sync();
+      quantize_row(team, q, t, rule, RoundNearest{}, [&](Index j) { return A(y(t, j)); });
+    } else {
+      quantize_row(team, q, t, rule, RoundNearest{}, [&](Index j) { return A(value(j)); });
+    }
+  }
+};
+
+}  // namespace detail
+
+/// The same on codes: quantises what products read, and multiplies with the scales.
+template <QuantizedPolicy P>
+struct Projection<P> {
+  using T = typename P::activation;
+  using R = typename P::residual;
+  using V = typename P::weight;  // of vectors
+  using Code = typename P::code;
+  using GradientCode = typename P::gradient_code;
+  using Input = Quantized<const Code>;
+  using Rounding = std::conditional_t<P::stochastic_rounding, RoundStochastic, RoundNearest>;
+
+  static_assert(P::tile == 0 || P::tile == 32 || P::tile == 64 || P::tile == 128 || P::tile == 256,
+                "tile of an FP8 policy must be 32, 64, 128 or 256, or 0 for one scale a tensor");
+  static_assert(P::gradient_rows == 1 || (P::gradient_rows == 128 && P::tile > 0),
+                "gradient_rows of an FP8 policy must be 1, or 128 beside a tile");
+  static_assert(std::is_same_v<Code, e4m3> || std::is_same_v<Code, e5m2> ||
+                    std::is_same_v<Code, double>,
+                "code of an FP8 policy must be e4m3 or e5m2 (or double: no quantising)");
+  static_assert(std::is_same_v<GradientCode, e4m3> || std::is_same_v<GradientCode, e5m2> ||
+                    std::is_same_v<GradientCode, double>,
+                "gradient_code of an FP8 policy must be e4m3 or e5m2 (or double: no quantising)");
+  static_assert(P::accumulation.interval >= 0 && P::accumulation.interval % 32 == 0,
+                "accumulation.interval of an FP8 policy must be a multiple of 32, or 0 for none");
+  static_assert(P::accumulation.bits == 0 ||
+                    (P::accumulation.bits >= 8 && P::accumulation.bits <= 24),
+                "accumulation.bits of an FP8 policy must be 8 ... 24, or 0 for float's own sums");
+
+  static constexpr ScaleRule rule(Route route) {
+    return {P::amax_min,
+            P::power_of_two || (route == Route::dispatch && P::power_of_two_dispatch)};
+  }
+
+  /// Codes in groups of 1 x tile along the columns.
+  static constexpr Quantized<Code> take_rows(Arena& arena, Index rows, Index columns) {
+    return take_quantized<Code>(arena, rows, columns, P::tile ? 1 : 0, P::tile);
+  }
+
+  /// x as the input of projections.
+  template <class Backend>
+  Input input(Backend& backend, const char* what, View<const T, 2> x, Route route,
+              Arena& scratch) const {
+    return rows<Code>(backend, what, x, route, RoundNearest{}, 1, scratch);
+  }
+
+  /// norm(x) as the input of projections, in one pass over x. n, where it has rows, gets the plain
+  /// values too.
+  template <class Backend, class In>
+  Input normalized(Backend& backend, const char* what, const RmsNorm<In, T, V>& norm,
+                   View<const V, 1> weight, View<const In, 2> x, View<T, 2> n, Route route,
+                   Arena& scratch) const {
+    const Index tokens = x.extent(0), features = x.extent(1);
+    if constexpr (P::tile == 0) {
+      const auto q = take_rows(scratch, tokens, features);
+      const ArenaScope scope(scratch);
+      const auto plain = n.extent(0) ? n : scratch.take<T>({tokens, features});
+      norm.forward(backend, {weight}, x, plain);
+      whole<Code>(backend, as_const(plain), q, rule(route), RoundNearest{}, scratch);
+      return q;
+    } else {
+      check_shape("Projection::normalized", "weight", weight, features, "columns of x");
+      if constexpr (P::checked) check_finite(backend, what, x, scratch);
+      const auto q = take_rows(scratch, tokens, features);
+      for_each_row(backend, tokens,
+                   detail::RmsNormQuantizeRow<In, T, V, Code>{x, weight, n, q, norm.eps,
+                                                              rule(route)});
+      return q;
+    }
+  }
+
+  /// The rows of a gradient as the left operand of dX = dY W.
+  template <class Backend>
+  Quantized<const GradientCode> gradient(Backend& backend, const char* what, View<const T, 2> dy,
+                                         Route route, Arena& scratch) const {
+    return rows<GradientCode>(backend, what, dy, route, Rounding{}, P::gradient_rows, scratch);
+  }
+
+  /// Anything with pieces of rows as an operand of dW = dY^T X: groups of tile x 1, which begin
+  /// anew at each segment of offsets [E + 1]; empty offsets: one segment.
+  template <class C, class Backend, class Source>
+  Quantized<const C> columns(Backend& backend, const Source& x, View<const Index, 1> offsets,
+                             Route route, Arena& scratch) const {
+    constexpr bool is_gradient = std::is_same_v<Source, View<const T, 2>>;
+    using Round = std::conditional_t<is_gradient, Rounding, RoundNearest>;
+    const Index rows = x.extent(0), n = x.extent(1);
+    const Index segments = offsets.extent(0) ? offsets.extent(0) - 1 : 1;
+    if constexpr (P::tile == 0) {
+      if constexpr (std::is_same_v<Source, Quantized<const C>>) {
+        return x;  // one scale serves in every direction
+      } else {
+        const auto q = take_segments<C>(scratch, rows, n, segments, 0);
+        whole<C>(backend, x, q, rule(route), Round{}, scratch);
+        return q;
+      }
+    } else {
+      const auto q = take_segments<C>(scratch, rows, n, segments, P::tile);
+      using Block = detail::QuantizeColumnsBlock<Source, C, Round>;
+      for_each_row(backend, q.scales.extents[0] * groups_of(n, Block::strip),
+                   Block{x, {offsets, rows, P::tile}, q, rule(route), Round{}});
+      return q;
+    }
+  }
+
+  /// y = x weight^T.
+  template <class Backend, class Y>
+  void forward(Backend& backend, Quantized<const Code> weight, Input x, View<Y, 2> y,
+               Arena& scratch) const {
+    product(backend, nt, x, weight, y, Output::overwrite, scratch);
+  }
+
+  /// Overwrites dx = dy weight or adds to it.
+  template <class Backend, class DX>
+  void backward_input(Backend& backend, Quantized<const Code> weight,
+                      Quantized<const GradientCode> dy, View<DX, 2> dx, Output output,
+                      Arena& scratch) const {
+    product(backend, nn, dy, weight, dx, output, scratch);
+  }
+
+  /// Adds dy^T x to dweight; both in groups along the tokens.
+  template <class Backend, class G>
+  void backward_weight(Backend& backend, Quantized<const GradientCode> dy, Input x,
+                       View<G, 2> dweight, Arena& scratch) const {
+    product(backend, tn, dy, x, dweight, Output::add, scratch);
+  }
+
+  /// The input of forward, in groups along the tokens.
+  template <class Backend, class Source>
+  Input input_columns(Backend& backend, const Source& x, Route route, Arena& scratch) const {
+    return columns<Code>(backend, x, {}, route, scratch);
+  }
+
+  /// The whole backward of one layer from a plain dy: overwrites dx or adds to it, adds to dweight.
+  /// x_columns is what input_columns() made of the input.
+  template <class Backend, class DX, class G>
+  void backward(Backend& backend, const char* what, Quantized<const Code> weight, Input x_columns,
+                View<const T, 2> dy, Route route, View<DX, 2> dx, Output output, View<G, 2> dweight,
+                Arena& scratch) const {
+    {
+      const ArenaScope scope(scratch);
+      const auto rows = gradient(backend, what, dy, route, scratch);
+      backward_input(backend, weight, rows, dx, output, scratch);
+    }
+    const ArenaScope scope(scratch);
+    const auto columns_of_dy = columns<GradientCode>(backend, dy, {}, route, scratch);
+    backward_weight(backend, columns_of_dy, x_columns, dweight, scratch);
+  }
+
+  /// The same for one matrix for each expert, over the rows of its segment.
+  template <class Backend, class Y>
+  void forward(Backend& backend, QuantizedStack<const Code> weight, Input x,
+               View<const Index, 1> offsets, View<Y, 2> y, Arena& scratch) const {
+    grouped(backend, nt, x, weight, y, offsets, Output::overwrite, scratch);
+  }
+  template <class Backend, class DX>
+  void backward_input(Backend& backend, QuantizedStack<const Code> weight,
+                      Quantized<const GradientCode> dy, View<const Index, 1> offsets,
+                      View<DX, 2> dx, Output output, Arena& scratch) const {
+    grouped(backend, nn, dy, weight, dx, offsets, output, scratch);
+  }
+  template <class Backend, class G>
+  void backward_weight(Backend& backend, Quantized<const GradientCode> dy, Input x,
+                       View<const Index, 1> offsets, View<G, 3> dweight, Arena& scratch) const {
+    grouped(backend, tn, dy, x, dweight, offsets, Output::add, scratch);
+  }
+
+ private:
+  template <class C, class Backend, class Round>
+  Quantized<const C> rows(Backend& backend, const char* what, View<const T, 2> x, Route route,
+                          Round rounding, Index together, Arena& scratch) const {
+    if constexpr (P::checked) check_finite(backend, what, x, scratch);
+    const Index tokens = x.extent(0);
+    const auto q =
+        take_quantized<C>(scratch, tokens, x.extent(1), P::tile ? 1 : 0, P::tile);
+    if constexpr (P::tile == 0) {
+      whole<C>(backend, x, q, rule(route), rounding, scratch);
+    } else if (together > 1) {
+      for_each_row(backend, groups_of(tokens, together),
+                   detail::QuantizeRowsTogether<T, C, Round>{x, together, q, rule(route), rounding});
+    } else {
+      for_each_row(backend, tokens,
+                   detail::QuantizeRow<T, C, Round>{x, q, rule(route), rounding});
+    }
+    return q;
+  }
+
+  // One scale for all of x.
+  template <class C, class Backend, class Source, class Round>
+  void whole(Backend& backend, const Source& x, const Quantized<C>& q, const ScaleRule& scale_rule,
+             Round rounding, Arena& scratch) const {
+    using A = accum_t<C>;
+    const ArenaScope scope(scratch);
+    const auto partial = scratch.take<A>({x.extent(0)});
+    for_each_row(backend, x.extent(0), detail::RowMagnitude<Source, A>{x, partial});
+    for_each_row(backend, 1, detail::TensorScale<C>{partial, q, scale_rule});
+    for_each_row(backend, x.extent(0), detail::EncodeRow<Source, C, Round>{x, q, rounding});
+  }
+
+  template <class Backend, Product p, class CA, class CB, class TC>
+  void product(Backend& backend, ProductTag<p> tag, Quantized<CA> a, Quantized<CB> b,
+               View<TC, 2> c, Output output, Arena& scratch) const {
+    if constexpr (P::accumulation.bits > 0)
+      emulated_gemm(backend, tag, a, b, c, output, P::accumulation, scratch);
+    else
+      gemm(backend, tag, a, b, c, output);
+  }
+
+  template <class Backend, Product p, class CA, class B, class C>
+  void grouped(Backend& backend, ProductTag<p> tag, Quantized<CA> a, B b, C c,
+               View<const Index, 1> offsets, Output output, Arena& scratch) const {
+    if constexpr (P::accumulation.bits > 0)
+      emulated_grouped_gemm(backend, tag, a, b, c, offsets, output, P::accumulation, scratch);
+    else
+      grouped_gemm(backend, tag, a, b, c, offsets, output);
+  }
+};
+
+}  // namespace dsv3
