@@ -124,7 +124,11 @@ TEST_CASE("planned memory equals counted memory equals the measured peak of the 
       c.num_nextn_predict_layers = depth;
       check_plan<Fp32>(c, 2, 37, recompute, 1);
       check_plan<Bf16>(c, 3, 70, recompute, 2);
+      check_plan<Fp8>(c, 3, 70, recompute, 2);
     }
+  check_plan<Fp8>(tiny_fp8, 2, 67, false, 1);
+  check_plan<Fp8>(tiny_fp8, 1, 300, true, 2);
+  check_plan<Fp8>(tiny_dense, 1, 129, false, 3);
   check_plan<Fp32>(tiny_dense, 1, 129, false, 3);
   check_plan<Bf16>(tiny_dense, 1, 1, true, 2);
   c.n_shared_experts = 0;
@@ -132,7 +136,7 @@ TEST_CASE("planned memory equals counted memory equals the measured peak of the 
   check_plan<Fp32>(c, 1, 2, false, 2);  // depth 2 of two tokens: an empty level
 }
 
-TEST_CASE_TEMPLATE("weights and optimizer take what the plan says", P, Fp32, Bf16) {
+TEST_CASE_TEMPLATE("weights and optimizer take what the plan says", P, Fp32, Bf16, Fp8) {
   CountingCpu backend;
   Model<P, CountingCpu> model(backend, tiny_moe);
   const Index weights = plan::weight_bytes<P>(tiny_moe);

@@ -90,21 +90,21 @@ constexpr double training_flops_per_token(const ModelConfig& c, Index length) {
 template <class P, class U>
 constexpr Index tensor_bytes(const ModelConfig& c) {
   Arena arena;
-  arena.take<U>({c.vocab_size, c.hidden_size});
-  arena.take<U>({c.hidden_size});
-  arena.take<U>({c.vocab_size, c.hidden_size});
+  WeightViews<U>::take_matrix(arena, c.vocab_size, c.hidden_size);
+  WeightViews<U>::take_vector(arena, c.hidden_size);
+  WeightViews<U>::take_matrix(arena, c.vocab_size, c.hidden_size);
   for (Index l = 0; l < c.num_hidden_layers; ++l) Block<P>::template make_tensors<U>(c, l, arena);
   for (Index k = 0; k < c.num_nextn_predict_layers; ++k)
     Mtp<P>::template make_tensors<U>(c, c.num_hidden_layers + k, arena);
   return arena.used();
 }
 
-/// Bytes of weights: masters, the rounded copy where operands have another type, gate biases.
+/// Bytes of weights: masters, the rounded or quantised copy where operands have another type, gate
+/// biases.
 template <class P>
 constexpr Index weight_bytes(const ModelConfig& c) {
   Index bytes = tensor_bytes<P, typename P::master>(c);
-  if (!std::is_same_v<typename P::master, typename P::weight>)
-    bytes += tensor_bytes<P, typename P::weight>(c);
+  if (!std::is_same_v<typename P::master, operand_t<P>>) bytes += tensor_bytes<P, operand_t<P>>(c);
   return bytes + Arena::bytes<typename P::accumulator>(c.moe_layers() * c.n_routed_experts);
 }
 
@@ -119,17 +119,103 @@ namespace detail {
 
 // Each function takes from a counting arena what its namesake takes when it runs.
 
-template <class P>
-constexpr void mlp_scratch(Arena& arena, Index tokens, Index inter, bool backward) {
-  const ArenaScope scope(arena);
-  for (int i = 0; i < (backward ? 3 : 1); ++i) arena.take<typename P::activation>({tokens, inter});
-}
-
 template <class A>
 constexpr void norm_backward(Arena& arena, Index tokens, Index features) {
   const ArenaScope scope(arena);
   arena.take<A>({tokens});
   arena.take<A>({(tokens + 63) / 64, features});
+}
+
+// Of an FP8 policy: rows of codes, columns of codes in ragged segments, and what the backward of
+// one layer quantises. Plain policies take nothing.
+template <class P>
+constexpr void code_rows(Arena& arena, Index rows, Index columns) {
+  if constexpr (QuantizedPolicy<P>) Projection<P>::take_rows(arena, rows, columns);
+}
+template <class P>
+constexpr void code_columns(Arena& arena, Index rows, Index columns, Index segments = 1) {
+  if constexpr (QuantizedPolicy<P>)
+    take_segments<typename P::code>(arena, rows, columns, segments, P::tile);
+}
+template <class P>
+constexpr void layer_backward(Arena& arena, Index tokens, Index out) {
+  if constexpr (QuantizedPolicy<P>) {
+    {
+      const ArenaScope scope(arena);
+      take_quantized<typename P::gradient_code>(arena, tokens, out, 1, P::tile);
+    }
+    const ArenaScope scope(arena);
+    take_segments<typename P::gradient_code>(arena, tokens, out, 1, P::tile);
+  }
+}
+
+template <class P>
+constexpr void mlp_scratch(Arena& arena, Index tokens, Index hidden, Index inter, bool backward) {
+  using T = typename P::activation;
+  const ArenaScope scope(arena);
+  if constexpr (QuantizedPolicy<P>) {
+    if (!backward) code_rows<P>(arena, tokens, inter);
+    arena.take<T>({tokens, inter});
+    arena.take<T>({tokens, inter});
+    if (!backward) return;
+    {
+      const ArenaScope down(arena);
+      code_columns<P>(arena, tokens, inter);
+      layer_backward<P>(arena, tokens, hidden);
+    }
+    code_columns<P>(arena, tokens, hidden);
+    layer_backward<P>(arena, tokens, inter);
+  } else {
+    for (int i = 0; i < (backward ? 3 : 1); ++i) arena.take<T>({tokens, inter});
+  }
+}
+
+// The routed experts; what stays taken is the slots' outputs or gradients, and in a plain policy's
+// forward h.
+template <class P>
+constexpr void experts_scratch(Arena& arena, Index tokens, Index pairs, Index hidden, Index inter,
+                               Index experts, bool backward) {
+  using T = typename P::activation;
+  if constexpr (QuantizedPolicy<P>) {
+    if (!backward) {
+      code_rows<P>(arena, pairs, inter);
+      {
+        const ArenaScope scope(arena);
+        code_rows<P>(arena, pairs, hidden);
+        arena.take<T>({pairs, inter});
+        arena.take<T>({pairs, inter});
+      }
+      arena.take<T>({pairs, hidden});
+      return;
+    }
+    using GradientCode = typename P::gradient_code;
+    arena.take<T>({pairs, hidden});
+    const ArenaScope scope(arena);
+    arena.take<T>({pairs, inter});
+    arena.take<T>({pairs, inter});
+    {
+      const ArenaScope down(arena);
+      take_quantized<GradientCode>(arena, tokens, hidden, 1, P::tile);
+      take_quantized<GradientCode>(arena, pairs, hidden, 1, P::tile);
+      code_columns<P>(arena, pairs, inter, experts);
+      take_segments<GradientCode>(arena, pairs, hidden, experts, P::tile);
+    }
+    {
+      const ArenaScope up(arena);
+      code_rows<P>(arena, pairs, hidden);
+      code_columns<P>(arena, pairs, hidden, experts);
+      take_segments<GradientCode>(arena, pairs, inter, experts, P::tile);
+    }
+    take_quantized<GradientCode>(arena, pairs, inter, 1, P::tile);
+  } else {
+    arena.take<T>({pairs, hidden});
+    if (!backward) {
+      arena.take<T>({pairs, inter});
+      return;
+    }
+    const ArenaScope scope(arena);
+    for (int i = 0; i < 3; ++i) arena.take<T>({pairs, inter});
+  }
 }
 
 template <class P>
@@ -148,59 +234,91 @@ constexpr void moe_scratch(Arena& arena, const Moe<P>& moe, Index tokens, Index 
       arena.take<A>({tokens});
       arena.take<A>({sequences, E});
     }
-    arena.take<T>({tokens * K, H});
-    arena.take<T>({tokens * K, I});
+    experts_scratch<P>(arena, tokens, tokens * K, H, I, E, false);
   } else {
     arena.take<A>({tokens, K});
-    arena.take<T>({tokens * K, H});
-    for (int i = 0; i < 3; ++i) arena.take<T>({tokens * K, I});
+    experts_scratch<P>(arena, tokens, tokens * K, H, I, E, true);
     arena.take<A>({tokens, E});
     arena.take<A>({tokens, H});
   }
   if (!shared) return;
   arena.take<T>({tokens, H});
-  mlp_scratch<P>(arena, tokens, shared, backward);
+  mlp_scratch<P>(arena, tokens, H, shared, backward);
 }
 
 template <class P>
-constexpr void mla_backward(Arena& arena, const Mla<P>& mla, Index tokens, Index attention_bytes) {
-  using T = typename P::activation;
-  using A = typename P::accumulator;
+constexpr void mla_forward(Arena& arena, const Mla<P>& mla, Index tokens, Index attention_bytes) {
   const ArenaScope scope(arena);
-  const Index n = mla.num_attention_heads;
   mla.make_expanded(arena, tokens);
-  arena.take<T>({tokens, n, mla.v_head_dim});
-  arena.take<T>({tokens, n, mla.qk_head_dim()});
-  arena.take<T>({tokens, n, mla.qk_nope_head_dim + mla.v_head_dim});
-  arena.take<T>({tokens, mla.kv_lora_rank + mla.qk_rope_head_dim});
+  if (Mla<P>::packs_output) mla.take_output(arena, tokens);
   {
     const ArenaScope attention(arena);
     arena.take<std::byte>({attention_bytes});
   }
-  arena.take<T>({tokens, mla.kv_lora_rank});
-  norm_backward<A>(arena, tokens, mla.kv_lora_rank);
-  if (!mla.q_lora_rank) return;
-  arena.take<T>({tokens, mla.q_lora_rank});
-  arena.take<T>({tokens, mla.q_lora_rank});
-  norm_backward<A>(arena, tokens, mla.q_lora_rank);
+  code_rows<P>(arena, tokens, mla.num_attention_heads * mla.v_head_dim);
+}
+
+template <class P>
+constexpr void mla_backward(Arena& arena, const Mla<P>& mla, Index tokens, Index hidden,
+                            Index attention_bytes) {
+  using T = typename P::activation;
+  using A = typename P::accumulator;
+  const ArenaScope scope(arena);
+  const Index n = mla.num_attention_heads, rq = mla.q_lora_rank, rkv = mla.kv_lora_rank;
+  const Index q = n * mla.qk_head_dim(), kv = n * (mla.qk_nope_head_dim + mla.v_head_dim);
+  mla.make_expanded(arena, tokens);
+  arena.take<T>({tokens, q});
+  arena.take<T>({tokens, kv});
+  arena.take<T>({tokens, rkv + mla.qk_rope_head_dim});
+  {
+    const ArenaScope output(arena);
+    mla.take_output(arena, tokens);
+    if (Mla<P>::packs_output) mla.take_output(arena, tokens);
+    {
+      const ArenaScope columns(arena);
+      code_columns<P>(arena, tokens, n * mla.v_head_dim);
+      layer_backward<P>(arena, tokens, hidden);
+    }
+    arena.take<std::byte>({attention_bytes});
+  }
+  const auto latent = [&](Index rank, Index out) {
+    const ArenaScope inner(arena);
+    arena.take<T>({tokens, rank});
+    {
+      const ArenaScope layer(arena);
+      code_columns<P>(arena, tokens, rank);
+      layer_backward<P>(arena, tokens, out);
+    }
+    norm_backward<A>(arena, tokens, rank);
+  };
+  latent(rkv, kv);
+  if (rq) {
+    arena.take<T>({tokens, rq});
+    latent(rq, q);
+  }
+  code_columns<P>(arena, tokens, hidden);
+  layer_backward<P>(arena, tokens, rkv + mla.qk_rope_head_dim);
+  layer_backward<P>(arena, tokens, rq ? rq : q);
+}
+
+// The plain values beside the codes that the experts read.
+template <class P>
+constexpr void ffn_values(Arena& arena, bool is_moe, Index tokens, Index H) {
+  if (QuantizedPolicy<P> && is_moe) arena.take<typename P::activation>({tokens, H});
 }
 
 template <class P>
 constexpr void block_forward(Arena& arena, const Block<P>& block, bool is_moe, Index tokens,
                              Index H, Index sequences, Index attention_bytes) {
-  using T = typename P::activation;
   const ArenaScope scope(arena);
-  arena.take<T>({tokens, H});
-  arena.take<T>({tokens, H});
-  {
-    const ArenaScope attention(arena);
-    block.mla.make_expanded(arena, tokens);
-    arena.take<std::byte>({attention_bytes});
-  }
+  Projection<P>::take_operand(arena, tokens, H);
+  arena.take<typename P::activation>({tokens, H});
+  mla_forward<P>(arena, block.mla, tokens, attention_bytes);
+  ffn_values<P>(arena, is_moe, tokens, H);
   if (is_moe)
     moe_scratch<P>(arena, block.moe, tokens, sequences, H, false);
   else
-    mlp_scratch<P>(arena, tokens, block.intermediate_size, false);
+    mlp_scratch<P>(arena, tokens, H, block.intermediate_size, false);
 }
 
 template <class P>
@@ -209,13 +327,19 @@ constexpr void block_backward(Arena& arena, const Block<P>& block, bool is_moe, 
   using T = typename P::activation;
   using A = typename P::accumulator;
   const ArenaScope scope(arena);
-  for (int i = 0; i < 3; ++i) arena.take<T>({tokens, H});
-  if (is_moe)
-    moe_scratch<P>(arena, block.moe, tokens, 0, H, true);
-  else
-    mlp_scratch<P>(arena, tokens, block.intermediate_size, true);
+  Projection<P>::take_operand(arena, tokens, H);
+  arena.take<T>({tokens, H});
+  arena.take<T>({tokens, H});
+  {
+    const ArenaScope ffn(arena);
+    ffn_values<P>(arena, is_moe, tokens, H);
+    if (is_moe)
+      moe_scratch<P>(arena, block.moe, tokens, 0, H, true);
+    else
+      mlp_scratch<P>(arena, tokens, H, block.intermediate_size, true);
+  }
   norm_backward<A>(arena, tokens, H);
-  mla_backward<P>(arena, block.mla, tokens, attention_bytes);
+  mla_backward<P>(arena, block.mla, tokens, H, attention_bytes);
 }
 
 }  // namespace detail
@@ -224,9 +348,14 @@ constexpr void block_backward(Arena& arena, const Block<P>& block, bool is_moe, 
 /// documents: the batch's lists, everything kept for backward, and the largest scratch. Equals what
 /// the pass takes (Model::measured_bytes).
 ///
-/// It is that of the backend Cpu with so many threads, whose attention is fused.
+/// It is that of the backend Cpu with so many threads, whose attention is fused. Of FP8 policies
+/// those with tiles, float's own sums and without the checked mode are counted.
 template <class P>
 constexpr Index pass_bytes(const ModelConfig& c, Index B, Index T_, Keep keep, int threads) {
+  if constexpr (QuantizedPolicy<P>)
+    static_assert(P::tile > 0 && P::accumulation.bits == 0 && !P::checked,
+                  "plan::pass_bytes counts FP8 policies with tiles, without emulated accumulation "
+                  "and without the checked mode; Model::counted_bytes serves the others");
   using T = typename P::activation;
   using R = typename P::residual;
   using A = typename P::accumulator;

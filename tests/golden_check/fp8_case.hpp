@@ -57,11 +57,14 @@ inline void check_casts(const std::string& path, Counts& counts) {
       if (judge.has(to)) judge.compare_each(to, map(file, name.c_str(), cast), same);
     };
     for (const std::string& from : {stem, name}) {
-      each(from + "_to_e4m3_saturating", [](float x) { return double(e4m3(x).code); },
-           same_code<e4m3>);
-      each(from + "_to_e5m2_saturating", [](float x) { return double(e5m2(x).code); },
-           same_code<e5m2>);
-      each(from + "_to_bf16", [](float x) { return double(bf16(x)); }, same_value);
+      each(
+          from + "_to_e4m3_saturating", [](float x) { return double(e4m3(x).code); },
+          same_code<e4m3>);
+      each(
+          from + "_to_e5m2_saturating", [](float x) { return double(e5m2(x).code); },
+          same_code<e5m2>);
+      each(
+          from + "_to_bf16", [](float x) { return double(bf16(x)); }, same_value);
       if (stem == name) break;
     }
   }

@@ -141,7 +141,8 @@ Index scale_segment(const char* caller, const OperandScales<S>& a, const Operand
     segment = scales->k_group;
   }
   for (const OperandScales<S>* scales : {&a, &b})
-    if (scales->k_stride != 0 && (scales->k_group % segment != 0 || segment < TileLimits::least_segment))
+    if (scales->k_stride != 0 &&
+        (scales->k_group % segment != 0 || segment < TileLimits::least_segment))
       throw std::invalid_argument(std::string(caller) + ": groups along the sum (" +
                                   std::to_string(scales->k_group) +
                                   ") must be a multiple of segments (" + std::to_string(segment) +
@@ -150,8 +151,7 @@ Index scale_segment(const char* caller, const OperandScales<S>& a, const Operand
 }
 
 template <Product p, class CA, class CB, class TC>
-auto product_of(const char* caller, const Quantized<CA>& a, const Quantized<CB>& b,
-                View<TC, 2> c) {
+auto product_of(const char* caller, const Quantized<CA>& a, const Quantized<CB>& b, View<TC, 2> c) {
   using A = std::remove_const_t<CA>;
   using B = std::remove_const_t<CB>;
   constexpr bool left = p == Product::tn, right = p == Product::nt;
@@ -286,8 +286,7 @@ void grouped_gemm(Cpu& cpu, ProductTag<p>, View<TA, 2> a, View<TB, RankB> b, Vie
 ///          nor a multiple of 128, before anything is written.
 /// Source   spec 7.4.
 template <Product p, class CA, class CB, class TC>
-void gemm(Cpu& cpu, ProductTag<p>, Quantized<CA> a, Quantized<CB> b, View<TC, 2> c,
-          Output output) {
+void gemm(Cpu& cpu, ProductTag<p>, Quantized<CA> a, Quantized<CB> b, View<TC, 2> c, Output output) {
   detail::check_product<p>("gemm", a.extent(0), a.extent(1), b.extent(0), b.extent(1), c.extent(0),
                            c.extent(1));
   const auto product = detail::product_of<p>("gemm", a, b, c);
@@ -334,9 +333,9 @@ void grouped_gemm(Cpu& cpu, ProductTag<Product::tn>, Quantized<CA> a, Quantized<
   detail::run_products(cpu, experts, c.extent(1), c.extent(2), a.extent(0) / experts,
                        output == Output::add, [&](Index e) {
                          const Index first = offsets(e), count = offsets(e + 1) - first;
-                         return detail::product_of<Product::tn>(
-                             "grouped_gemm", a.segment(e, first, count),
-                             b.segment(e, first, count), c[e]);
+                         return detail::product_of<Product::tn>("grouped_gemm",
+                                                                a.segment(e, first, count),
+                                                                b.segment(e, first, count), c[e]);
                        });
 }
 

@@ -134,8 +134,8 @@ requires(p != Product::tn) void grouped_gemm(EigenCpu& backend, ProductTag<p> ta
 
 /// Primitive. The same for each expert: tn, over groups of rows as in Quantized::segment.
 template <class CA, class CB, class TC>
-void grouped_gemm(EigenCpu& backend, ProductTag<Product::tn> tag, Quantized<CA> a,
-                  Quantized<CB> b, View<TC, 3> c, View<const Index, 1> offsets, Output output) {
+void grouped_gemm(EigenCpu& backend, ProductTag<Product::tn> tag, Quantized<CA> a, Quantized<CB> b,
+                  View<TC, 3> c, View<const Index, 1> offsets, Output output) {
   for (Index e = 0; e + 1 < offsets.extent(0); ++e) {
     const Index first = offsets(e), count = offsets(e + 1) - first;
     gemm(backend, tag, a.segment(e, first, count), b.segment(e, first, count), c[e], output);

@@ -41,8 +41,8 @@ struct Bf16 {
   using moment = float;
 };
 
-/// How products of codes add up, beside the plain way: inside a sum of `interval` products in float,
-/// then promoted. `bits` 0 stands for float's own sums.
+/// How products of codes add up, beside the plain way: inside a sum of `interval` products in
+/// float, then promoted. `bits` 0 stands for float's own sums.
 ///
 /// Source   spec 7.4.
 struct Accumulation {
@@ -63,13 +63,13 @@ struct Accumulation {
 struct Fp8 : Bf16 {
   static constexpr const char* name = "fp8";
   using moment = bf16;
-  using code = e4m3;           ///< of weights and activations
-  using gradient_code = e4m3;  ///< of gradients in activations
+  using code = e4m3;                   ///< of weights and activations
+  using gradient_code = e4m3;          ///< of gradients in activations
   static constexpr Index tile = 128;   ///< 32, 64, 128 or 256; 0: one scale for a whole tensor
   static constexpr Index block = 128;  ///< of weights; 0: one scale for each matrix
-  static constexpr Index gradient_rows = 1;  ///< tokens that share a scale in dX = dY W: 1 or 128
-  static constexpr double amax_min = 0;      ///< see ScaleRule
-  static constexpr bool power_of_two = false;          ///< scales of everything (UE8M0)
+  static constexpr Index gradient_rows = 1;    ///< tokens that share a scale in dX = dY W: 1 or 128
+  static constexpr double amax_min = 0;        ///< see ScaleRule
+  static constexpr bool power_of_two = false;  ///< scales of everything (UE8M0)
   static constexpr bool power_of_two_dispatch = true;  ///< scales of what goes to experts and back
   static constexpr bool stochastic_rounding = false;   ///< of gradients in activations
   static constexpr bool checked = false;  ///< stop at the first NaN or infinity, and say where

@@ -75,9 +75,8 @@ struct Quantized {
 
   /// Rows [first, first + count). first is the first row of a group.
   DSV3_HD constexpr Quantized rows(Index first, Index count) const {
-    return {codes.rows(first, count),
-            scales.rows(first / group_rows, groups_of(count, group_rows)), group_rows,
-            group_columns};
+    return {codes.rows(first, count), scales.rows(first / group_rows, groups_of(count, group_rows)),
+            group_rows, group_columns};
   }
 
   /// Rows [first, first + count) of segment `index`, where the groups of rows begin anew at each of
@@ -137,8 +136,7 @@ constexpr Quantized<C> take_quantized(Arena& arena, Index rows, Index columns, I
                                       Index group_columns) {
   const Index down = group_size(group_rows, rows), across = group_size(group_columns, columns);
   const auto codes = arena.take<C>({rows, columns});
-  const auto scales =
-      arena.take<scale_t<C>>({groups_of(rows, down), groups_of(columns, across)});
+  const auto scales = arena.take<scale_t<C>>({groups_of(rows, down), groups_of(columns, across)});
   return {codes, {scales.data, scales.extent(0), scales.extent(1)}, down, across};
 }
 
@@ -169,7 +167,7 @@ constexpr QuantizedStack<C> take_quantized_stack(Arena& arena, Index experts, In
 ///
 /// Source   spec 7.2.
 struct ScaleRule {
-  double amax_min = 0;        ///< below it counts as it; 1e-4 in DeepSeek's inference code, 0: train
+  double amax_min = 0;  ///< below it counts as it; 1e-4 in DeepSeek's inference code, 0: train
   bool power_of_two = false;  ///< rounds the scale up to a power of two
 
   /// The scale with which `amax` becomes the format's largest value. Where that would be zero or

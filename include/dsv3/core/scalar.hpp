@@ -130,9 +130,9 @@ struct e5m2 {
   DSV3_HD constexpr explicit operator float() const { return format::decode(code); }
 };
 
-/// Twelve bits with 5 exponent and 6 mantissa bits, exponent 31 reserved as in FP16: infinity 0x7C0,
-/// largest value 65024. DeepSeek-V3 stores attention outputs so; its layout is not public, this one
-/// is ours (spec 7.1). A matrix of them packs two into 3 bytes: see PackedE5m6.
+/// Twelve bits with 5 exponent and 6 mantissa bits, exponent 31 reserved as in FP16: infinity
+/// 0x7C0, largest value 65024. DeepSeek-V3 stores attention outputs so; its layout is not public,
+/// this one is ours (spec 7.1). A matrix of them packs two into 3 bytes: see PackedE5m6.
 struct e5m6 {
   using format = detail::NarrowFloat<5, 6, 0x7BF, 0x7C0>;
   static constexpr float max = 65024;

@@ -16,7 +16,8 @@ template <class P>
 struct Block {
   using T = typename P::activation;
   using R = typename P::residual;
-  using W = typename P::weight;
+  using V = typename P::weight;
+  using W = operand_t<P>;
   using A = typename P::accumulator;
 
   Mla<P> mla;
@@ -35,8 +36,8 @@ struct Block {
   /// Either mlp or moe has extents; the other is empty.
   template <class U>
   struct Tensors {
-    View<U, 1> input_layernorm;           // [H]
-    View<U, 1> post_attention_layernorm;  // [H] before the FFN
+    vector_of<U> input_layernorm;           // [H]
+    vector_of<U> post_attention_layernorm;  // [H] before the FFN
     typename Mla<P>::template Tensors<U> self_attn;
     typename Mlp<P>::template Tensors<U> mlp;
     typename Moe<P>::template Tensors<U> moe;
@@ -47,8 +48,8 @@ struct Block {
   template <class U>
   static constexpr Tensors<U> make_tensors(const ModelConfig& c, Index layer, Arena& arena) {
     Tensors<U> t;
-    t.input_layernorm = arena.take<U>({c.hidden_size});
-    t.post_attention_layernorm = arena.take<U>({c.hidden_size});
+    t.input_layernorm = WeightViews<U>::take_vector(arena, c.hidden_size);
+    t.post_attention_layernorm = WeightViews<U>::take_vector(arena, c.hidden_size);
     t.self_attn = Mla<P>::template make_tensors<U>(c, arena);
     if (c.is_moe(layer))
       t.moe = Moe<P>::template make_tensors<U>(c, arena);
@@ -100,17 +101,16 @@ struct Block {
                Arena& scratch, Observer&& observer = {}) const {
     const Index tokens = x.extent(0), hidden = x.extent(1);
     const ArenaScope scope(scratch);
-    const RmsNorm<R, T, W> norm{rms_norm_eps};
-    const auto n = scratch.take<T>({tokens, hidden});    // n1, then n2
+    const auto n = Projection<P>::take_operand(scratch, tokens, hidden);  // n1, then n2
     const auto out = scratch.take<T>({tokens, hidden});  // of attention, then of the FFN
-    norm.forward(backend, {params.input_layernorm}, x, n);
+    normalize_attention(backend, params, x, n, scratch);
     mla.forward(backend, params.self_attn, n, sequences, table, out, saved.mla, scratch, observer);
     observer("attn", as_const(out));
     for_each_row(backend, tokens, detail::AddRow<R, T, R>{x, out, saved.x1});
-    norm.forward(backend, {params.post_attention_layernorm}, saved.x1, n);
+    const auto values = normalize_ffn(backend, params, saved.x1, n, scratch);
     if (params.is_moe())
-      moe.forward(backend, params.moe, bias, forced, n, sequences, balance_scale, out, saved.moe,
-                  scratch, observer);
+      moe.forward(backend, params.moe, bias, forced, Moe<P>::input_of(values, n), sequences,
+                  balance_scale, out, saved.moe, scratch, observer);
     else
       Mlp<P>{}.forward(backend, params.mlp, n, out, saved.mlp, scratch);
     for_each_row(backend, tokens, detail::AddRow<R, T, R>{saved.x1, out, y});
@@ -125,20 +125,23 @@ struct Block {
                 Arena& scratch) const {
     const Index tokens = x.extent(0), hidden = x.extent(1);
     const ArenaScope scope(scratch);
-    const RmsNorm<R, T, W> norm{rms_norm_eps};
-    const auto n = scratch.take<T>({tokens, hidden});
+    const RmsNorm<R, T, V> norm{rms_norm_eps};
+    const auto n = Projection<P>::take_operand(scratch, tokens, hidden);
     const auto dout = scratch.take<T>({tokens, hidden});
     const auto dn = scratch.take<T>({tokens, hidden});
-    norm.forward(backend, {params.post_attention_layernorm}, saved.x1, n);
-    const View<const T, 2> dffn = as_activation(backend, dy, dout);
-    if (params.is_moe())
-      moe.backward(backend, params.moe, n, saved.moe, sequences, balance_scale, dffn, dn, grads.moe,
-                   scratch);
-    else
-      Mlp<P>{}.backward(backend, params.mlp, n, saved.mlp, dffn, dn, grads.mlp, scratch);
+    {
+      const ArenaScope ffn(scratch);
+      const auto values = normalize_ffn(backend, params, saved.x1, n, scratch);
+      const View<const T, 2> dffn = as_activation(backend, dy, dout);
+      if (params.is_moe())
+        moe.backward(backend, params.moe, Moe<P>::input_of(values, n), saved.moe, sequences,
+                     balance_scale, dffn, dn, grads.moe, scratch);
+      else
+        Mlp<P>{}.backward(backend, params.mlp, n, saved.mlp, dffn, dn, grads.mlp, scratch);
+    }
     norm.backward(backend, {params.post_attention_layernorm}, saved.x1, dn, dy, Output::add,
                   {grads.post_attention_layernorm}, scratch);
-    norm.forward(backend, {params.input_layernorm}, x, n);
+    normalize_attention(backend, params, x, n, scratch);
     const View<const T, 2> dattn = as_activation(backend, dy, dout);
     mla.backward(backend, params.self_attn, n, saved.mla, sequences, table, dattn, dn,
                  grads.self_attn, scratch);
@@ -147,6 +150,30 @@ struct Block {
   }
 
  private:
+  template <class Backend>
+  void normalize_attention(Backend& backend, const Tensors<const W>& params, View<const R, 2> x,
+                           typename Projection<P>::Operand n, Arena& scratch) const {
+    Projection<P>{}.normalize(backend, "input of input_layernorm", RmsNorm<R, T, V>{rms_norm_eps},
+                              params.input_layernorm, x, n, {}, Route::dense, scratch);
+  }
+
+  // Writes n; returns the plain values where experts need them, from scratch in an FP8 policy.
+  template <class Backend>
+  View<const T, 2> normalize_ffn(Backend& backend, const Tensors<const W>& params,
+                                 View<const R, 2> x1, typename Projection<P>::Operand n,
+                                 Arena& scratch) const {
+    View<T, 2> values;
+    if constexpr (QuantizedPolicy<P>) {
+      if (params.is_moe()) values = scratch.take<T>({x1.extent(0), x1.extent(1)});
+    } else {
+      values = n;
+    }
+    Projection<P>{}.normalize(backend, "input of post_attention_layernorm",
+                              RmsNorm<R, T, V>{rms_norm_eps}, params.post_attention_layernorm, x1,
+                              n, values, params.is_moe() ? Route::dispatch : Route::dense, scratch);
+    return values;
+  }
+
   // A gradient of the residual stream in the type of the activations.
   template <class Backend>
   static View<const T, 2> as_activation(Backend& backend, View<const R, 2> d, View<T, 2> storage) {

@@ -58,8 +58,8 @@ struct EmulatedRow {
   View<const CA, 2> a;  // [rows, K]; by_segment: [rows of one c, all K]
   View<const CB, 2> b;  // [matrices * columns, K]; by_segment: [columns, all K]
   OperandScales<float> a_scale, b_scale;
-  Index b_scale_matrix;           // between the scales of two matrices of b
-  View<const Index, 1> offsets;   // [segments + 1]; or empty: one segment
+  Index b_scale_matrix;          // between the scales of two matrices of b
+  View<const Index, 1> offsets;  // [segments + 1]; or empty: one segment
   bool by_segment;
   View<TC, 2> c;  // [rows, columns]; by_segment: [segments * rows of one c, columns]
   bool add;

@@ -2,72 +2,38 @@
 #pragma once
 
 #include <dsv3/core/arena.hpp>
-#include <dsv3/core/math.hpp>
-#include <dsv3/core/precision.hpp>
-#include <dsv3/nn/linear.hpp>
+#include <dsv3/nn/projection.hpp>
 
 namespace dsv3 {
-namespace detail {
-
-// h = silu(a) * b
-template <class T>
-struct SwigluForwardRow {
-  View<const T, 2> a, b;
-  View<T, 2> h;
-
-  DSV3_HD void operator()(auto team, Index t) const {
-    using A = accum_t<T>;
-    team.each(h.extent(1), [&](Index j) {
-      const A gate = A(a(t, j));
-      h(t, j) = T(gate * sigmoid(gate) * A(b(t, j)));
-    });
-  }
-};
-
-// With s = sigmoid(a):  db = dh a s,  da = dh b s (1 + a (1 - s)).  Also h again.   Spec 2.4.
-template <class T>
-struct SwigluBackwardRow {
-  View<const T, 2> a, b, dh;
-  View<T, 2> da, db, h;  // da may be dh
-
-  DSV3_HD void operator()(auto team, Index t) const {
-    using A = accum_t<T>;
-    team.each(h.extent(1), [&](Index j) {
-      const A gate = A(a(t, j)), up = A(b(t, j)), d = A(dh(t, j));
-      const A s = sigmoid(gate), silu = gate * s;
-      h(t, j) = T(silu * up);
-      db(t, j) = T(d * silu);
-      da(t, j) = T(d * up * s * fma(gate, A(1) - s, A(1)));
-    });
-  }
-};
-
-}  // namespace detail
 
 /// down(silu(gate(x)) * up(x)).
 ///
 /// Shapes   T tokens, H hidden_size, I intermediate_size; x and y [T, H].
-/// Types    activations in P::activation, weights in P::weight, gradients in P::master.
+/// Types    activations in P::activation, weights in P::weight, gradients in P::master. In an FP8
+///          policy the three products multiply codes, and backward starts from codes of gate(x) and
+///          up(x) (spec 7.6).
 /// Errors   std::invalid_argument from the products when extents disagree.
 /// Source   Shazeer 2020, arXiv:2002.05202; spec 2.4.
 template <class P>
 struct Mlp {
   using T = typename P::activation;
-  using W = typename P::weight;
+  using W = operand_t<P>;
+  using Input = typename Projection<P>::Input;
 
   template <class U>
   struct Tensors {
-    View<U, 2> gate_proj;  // [I, H]
-    View<U, 2> up_proj;    // [I, H]
-    View<U, 2> down_proj;  // [H, I]
+    projection_of<U> gate_proj;  // [I, H]
+    projection_of<U> up_proj;    // [I, H]
+    projection_of<U> down_proj;  // [H, I]
   };
 
   template <class U>
   static constexpr Tensors<U> make_tensors(Index hidden, Index intermediate, Arena& arena) {
     Tensors<U> t;
-    t.gate_proj = arena.take<U>({intermediate, hidden});
-    t.up_proj = arena.take<U>({intermediate, hidden});
-    t.down_proj = arena.take<U>({hidden, intermediate});
+    using Views = WeightViews<U>;
+    t.gate_proj = Views::take_projection(arena, intermediate, hidden);
+    t.up_proj = Views::take_projection(arena, intermediate, hidden);
+    t.down_proj = Views::take_projection(arena, hidden, intermediate);
     return t;
   }
 
@@ -79,47 +45,76 @@ struct Mlp {
 
   /// What forward leaves for backward.
   struct Saved {
-    View<T, 2> a, b;  // [T, I] gate(x) and up(x)
+    typename Projection<P>::Stored a, b;  // [T, I] gate(x) and up(x)
   };
 
   static constexpr Saved make_saved(Arena& arena, Index tokens, Index intermediate) {
     Saved saved;
-    saved.a = arena.take<T>({tokens, intermediate});
-    saved.b = arena.take<T>({tokens, intermediate});
+    saved.a = Projection<P>::take_stored(arena, tokens, intermediate);
+    saved.b = Projection<P>::take_stored(arena, tokens, intermediate);
     return saved;
   }
 
-  /// Writes y [T, H] and saved.
+  /// Writes y [T, H] and saved. x is Projection<P>::input; in plain policies the matrix itself.
   template <class Backend>
-  void forward(Backend& backend, const Tensors<const W>& params, View<const T, 2> x, View<T, 2> y,
+  void forward(Backend& backend, const Tensors<const W>& params, Input x, View<T, 2> y,
                Saved& saved, Arena& scratch) const {
     const ArenaScope scope(scratch);
-    const Linear linear;
-    const auto h = scratch.take<T>({x.extent(0), params.gate_proj.extent(0)});
-    linear.forward(backend, params.gate_proj, x, saved.a);
-    linear.forward(backend, params.up_proj, x, saved.b);
-    for_each_row(backend, x.extent(0), detail::SwigluForwardRow<T>{saved.a, saved.b, h});
-    linear.forward(backend, params.down_proj, h, y);
+    const Projection<P> projection;
+    const Index tokens = x.extent(0), inter = params.gate_proj.extent(0);
+    if constexpr (QuantizedPolicy<P>) {
+      using Code = typename P::code;
+      const auto h = Projection<P>::take_rows(scratch, tokens, inter);
+      const ArenaScope inner(scratch);
+      const auto a = scratch.take<T>({tokens, inter}), b = scratch.take<T>({tokens, inter});
+      projection.forward(backend, params.gate_proj, x, a, scratch);
+      projection.forward(backend, params.up_proj, x, b, scratch);
+      projection.swiglu(backend, as_const(a), as_const(b), saved.a, saved.b, h, scratch);
+      projection.forward(backend, params.down_proj, Quantized<const Code>(h), y, scratch);
+    } else {
+      const auto h = scratch.take<T>({tokens, inter});
+      projection.forward(backend, params.gate_proj, x, saved.a, scratch);
+      projection.forward(backend, params.up_proj, x, saved.b, scratch);
+      for_each_row(backend, tokens, detail::SwigluForwardRow<T>{saved.a, saved.b, h});
+      projection.forward(backend, params.down_proj, as_const(h), y, scratch);
+    }
   }
 
   /// Overwrites dx [T, H]; adds to grads. x is the input of forward.
   template <class Backend>
-  void backward(Backend& backend, const Tensors<const W>& params, View<const T, 2> x,
-                const Saved& saved, View<const T, 2> dy, View<T, 2> dx,
-                const Tensors<typename P::master>& grads, Arena& scratch) const {
+  void backward(Backend& backend, const Tensors<const W>& params, Input x, const Saved& saved,
+                View<const T, 2> dy, View<T, 2> dx, const Tensors<typename P::master>& grads,
+                Arena& scratch) const {
     const ArenaScope scope(scratch);
-    const Linear linear;
+    const Projection<P> projection;
     const Index tokens = x.extent(0), inter = params.gate_proj.extent(0);
-    const auto h = scratch.take<T>({tokens, inter});
-    const auto da = scratch.take<T>({tokens, inter});
-    const auto db = scratch.take<T>({tokens, inter});
-    linear.backward_input(backend, params.down_proj, dy, da, Output::overwrite);
-    for_each_row(backend, tokens, detail::SwigluBackwardRow<T>{saved.a, saved.b, da, da, db, h});
-    linear.backward_weight(backend, dy, h, grads.down_proj);
-    linear.backward_weight(backend, da, x, grads.gate_proj);
-    linear.backward_weight(backend, db, x, grads.up_proj);
-    linear.backward_input(backend, params.gate_proj, da, dx, Output::overwrite);
-    linear.backward_input(backend, params.up_proj, db, dx, Output::add);
+    const auto da = scratch.take<T>({tokens, inter}), db = scratch.take<T>({tokens, inter});
+    constexpr auto dense = Route::dense;
+    if constexpr (QuantizedPolicy<P>) {
+      using Code = typename P::code;
+      {
+        const ArenaScope down(scratch);
+        const auto h = projection.input_columns(
+            backend, detail::SwigluOf<T, Code>{as_const(saved.a), as_const(saved.b)}, dense,
+            scratch);
+        projection.backward(backend, "gradient of down_proj's output", params.down_proj, h, dy,
+                            dense, da, Output::overwrite, grads.down_proj, scratch);
+      }
+      for_each_row(backend, tokens,
+                   detail::SwigluQuantizedBackwardRow<T, Code>{as_const(saved.a), as_const(saved.b),
+                                                               da, da, db});
+    } else {
+      const auto h = scratch.take<T>({tokens, inter});
+      const Linear linear;
+      linear.backward_input(backend, params.down_proj, dy, da, Output::overwrite);
+      for_each_row(backend, tokens, detail::SwigluBackwardRow<T>{saved.a, saved.b, da, da, db, h});
+      linear.backward_weight(backend, dy, h, grads.down_proj);
+    }
+    const auto columns = projection.input_columns(backend, x, dense, scratch);
+    projection.backward(backend, "gradient of gate_proj's output", params.gate_proj, columns,
+                        as_const(da), dense, dx, Output::overwrite, grads.gate_proj, scratch);
+    projection.backward(backend, "gradient of up_proj's output", params.up_proj, columns,
+                        as_const(db), dense, dx, Output::add, grads.up_proj, scratch);
   }
 };
 

@@ -50,7 +50,8 @@ constexpr bool valid_config(const ModelConfig& c) {
 /// runtime_config the constructor takes the sizes and checks the same rules.
 ///
 /// Types    masters and gradients in P::master; where P::weight differs, a rounded copy serves the
-///          products and is renewed after every optimizer step.
+///          products and is renewed after every optimizer step. In an FP8 policy the copy holds
+///          codes for the projections.
 /// Errors   std::invalid_argument naming the broken rule; std::bad_alloc.
 ///
 /// Not safe for use from several threads at once: it owns the memory that a pass works in.
@@ -61,7 +62,7 @@ class Model {
   using Precision = P;
   using A = typename P::accumulator;
   using M = typename P::master;
-  using W = typename P::weight;
+  using W = operand_t<P>;
   using T = typename P::activation;
 
   static constexpr bool is_static = detail::is_static_config<static_config>;
@@ -110,10 +111,7 @@ class Model {
   void refresh_operands() {
     if constexpr (!std::is_same_v<M, W>)
       dsv3::for_each_tensor<P>(
-          [&](const std::string&, auto master, auto operand) {
-            for_each_row(*backend_, chunks(master.size()),
-                         detail::OperandRow<M, W>{as_const(master.flat()), operand.flat()});
-          },
+          [&](const std::string&, auto master, auto operand) { refresh(master, operand); },
           masters_, writable_operands_);
   }
 
@@ -219,6 +217,18 @@ class Model {
         throw std::invalid_argument(
             "Model: the given ModelConfig must equal the constexpr one of the model's type");
     return config;
+  }
+
+  // One operand from its master.
+  template <int Rank>
+  void refresh(const View<M, Rank>& master, const View<typename P::weight, Rank>& operand) {
+    for_each_row(
+        *backend_, chunks(master.size()),
+        detail::OperandRow<M, typename P::weight>{as_const(master.flat()), operand.flat()});
+  }
+  template <class C>
+  void refresh(const View<M, 2>& master, const Quantized<C>& operand) {
+    quantize_weights(*backend_, as_const(master), operand, Projection<P>::rule(Route::dense));
   }
 
   Model(Backend& backend, const ModelConfig& config, const ModelOptions& options, std::nullptr_t)

@@ -1,7 +1,6 @@
 // DeepSeekMoE: routed experts over ragged segments beside shared experts, forward and backward.
 #pragma once
 
-#include <dsv3/core/precision.hpp>
 #include <dsv3/nn/gate.hpp>
 #include <dsv3/nn/mlp.hpp>
 #include <dsv3/nn/observer.hpp>
@@ -24,6 +23,47 @@ struct DispatchRow {
     team.each(x.extent(1), [&](Index j) { slots(slot, j) = x(t, j); });
   }
 };
+
+// The same of a matrix of codes, with the scales of its rows.
+template <class C>
+struct DispatchCodesRow {
+  Quantized<const C> x;
+  View<const std::int32_t, 1> pair_of_slot;
+  Index pairs_per_token;
+  Quantized<C> slots;
+
+  DSV3_HD void operator()(auto team, Index slot) const {
+    const Index t = pair_of_slot(slot) / pairs_per_token;
+    team.each(x.extent(1), [&](Index j) { slots.codes(slot, j) = x.codes(t, j); });
+    if (slots.scales.data != x.scales.data)
+      team.each(slots.scales.extents[1], [&](Index g) { slots.scales(slot, g) = x.scales(t, g); });
+  }
+};
+
+// Slots times the weight of each slot, which multiplies the scale, as a matrix with pieces of rows.
+template <class C>
+struct WeightedSlots {
+  Quantized<const C> slots;
+  View<const std::int32_t, 1> pair_of_slot;
+  View<const accum_t<C>, 2> weights;  // [T, K]
+
+  DSV3_HD Index extent(int d) const { return slots.extent(d); }
+};
+template <class C>
+DSV3_HD void for_each_piece_of_row(const WeightedSlots<C>& x, Index slot, Index from, Index to,
+                                   auto&& f) {
+  const auto& q = x.slots;
+  const Index k = x.weights.extent(1), pair = x.pair_of_slot(slot);
+  const accum_t<C> weight = x.weights(pair / k, pair % k);
+  for (Index first = from; first < to;) {
+    const Index group = first / q.group_columns, end = (group + 1) * q.group_columns;
+    const Index next = end < to ? end : to;
+    const accum_t<C> scale = q.scales(slot / q.group_rows, group) * weight;
+    f(first, next - first,
+      [&q, slot, scale](Index j) { return accum_t<C>(q.codes(slot, j)) * scale; });
+    first = next;
+  }
+}
 
 // y[t] = sum_k w[t,k] slots[slot(t,k)] + shared[t], in ascending order of expert, rounded once.
 template <class T>
@@ -78,6 +118,45 @@ struct ExpertBackwardRow {
   }
 };
 
+// The same from saved codes of a and b; h is not needed.
+template <class T, class C>
+struct ExpertQuantizedBackwardRow {
+  Quantized<const C> a, b;
+  View<const T, 2> dh;
+  View<const std::int32_t, 1> pair_of_slot;
+  View<const accum_t<T>, 2> weights;
+  View<accum_t<T>, 2> dweights;
+  View<T, 2> da, db;  // da may be dh
+
+  DSV3_HD void operator()(auto team, Index slot) const {
+    using A = accum_t<T>;
+    const Index k = weights.extent(1), pair = pair_of_slot(slot), t = pair / k, i = pair % k;
+    const Index n = da.extent(1);
+    const A w = weights(t, i);
+    A dw = 0;
+    for_each_piece_of_row(a, slot, 0, n, [&](Index first, Index count, const auto& gate_of) {
+      for_each_piece_of_row(b, slot, first, first + count, [&](Index, Index, const auto& up_of) {
+        dw += team.dot(
+            count,
+            [&](Index c) {
+              const A gate = gate_of(first + c);
+              return gate * sigmoid(gate) * up_of(first + c);
+            },
+            [&](Index c) { return A(dh(slot, first + c)); });
+        team.sync();
+        team.each(count, [&](Index c) {
+          const Index j = first + c;
+          const A gate = gate_of(j), up = up_of(j), d = A(dh(slot, j)) * w;
+          const A s = sigmoid(gate);
+          db(slot, j) = T(d * (gate * s));
+          da(slot, j) = T(d * up * s * fma(gate, A(1) - s, A(1)));
+        });
+      });
+    });
+    team.once([&] { dweights(t, i) = dw; });
+  }
+};
+
 // load[e] += tokens of expert e.
 struct CountLoadRow {
   View<const Index, 1> offsets;
@@ -117,14 +196,33 @@ struct CombineBackwardRow {
 ///
 /// Shapes   T tokens, H hidden_size, E experts of width I, K chosen; x and y [T, H].
 /// Types    activations in P::activation, weights in P::weight, gate and sums in P::accumulator,
-///          gradients in P::master.
+///          gradients in P::master. In an FP8 policy the experts multiply codes, dispatched with
+///          power-of-two scales; the gate reads plain values (spec 7.5, 7.6).
 /// Errors   std::invalid_argument when extents disagree.
 /// Source   DeepSeek-V3 section 2.1.2; spec 5.
 template <class P>
 struct Moe {
   using T = typename P::activation;
-  using W = typename P::weight;
+  using W = operand_t<P>;
   using A = typename P::accumulator;
+  using M = typename P::master;
+
+  /// What forward and backward read in an FP8 policy: the values, and their codes for the experts.
+  struct ValuesAndCodes {
+    View<const T, 2> values;
+    typename Projection<P>::Input codes;
+
+    Index extent(int d) const { return values.extent(d); }
+  };
+  /// In a plain policy the matrix itself.
+  using Input = std::conditional_t<QuantizedPolicy<P>, ValuesAndCodes, View<const T, 2>>;
+
+  static Input input_of(View<const T, 2> values, typename Projection<P>::Input operand) {
+    if constexpr (QuantizedPolicy<P>)
+      return {values, operand};
+    else
+      return operand;
+  }
 
   GateRule rule;
   Index moe_intermediate_size, shared_intermediate_size;  // the latter 0 without shared experts
@@ -136,10 +234,10 @@ struct Moe {
 
   template <class U>
   struct Tensors {
-    View<U, 2> gate;                                      // [E, H]
-    View<U, 3> gate_proj;                                 // [E, I, H]
-    View<U, 3> up_proj;                                   // [E, I, H]
-    View<U, 3> down_proj;                                 // [E, H, I]
+    matrix_of<U> gate;                                    // [E, H]
+    stack_of<U> gate_proj;                                // [E, I, H]
+    stack_of<U> up_proj;                                  // [E, I, H]
+    stack_of<U> down_proj;                                // [E, H, I]
     typename Mlp<P>::template Tensors<U> shared_experts;  // of width n_shared_experts * I
   };
 
@@ -147,10 +245,11 @@ struct Moe {
   static constexpr Tensors<U> make_tensors(const ModelConfig& c, Arena& arena) {
     const Index E = c.n_routed_experts, I = c.moe_intermediate_size, H = c.hidden_size;
     Tensors<U> t;
-    t.gate = arena.take<U>({E, H});
-    t.gate_proj = arena.take<U>({E, I, H});
-    t.up_proj = arena.take<U>({E, I, H});
-    t.down_proj = arena.take<U>({E, H, I});
+    using Views = WeightViews<U>;
+    t.gate = Views::take_matrix(arena, E, H);
+    t.gate_proj = Views::take_stack(arena, E, I, H);
+    t.up_proj = Views::take_stack(arena, E, I, H);
+    t.down_proj = Views::take_stack(arena, E, H, I);
     if (c.n_shared_experts)
       t.shared_experts = Mlp<P>::template make_tensors<U>(H, c.n_shared_experts * I, arena);
     return t;
@@ -188,9 +287,9 @@ struct Moe {
   struct Saved {
     View<A, 2> scores;  // [T, E]
     Routing routing;
-    View<A, 2> frequency;  // [S, E] of the balance loss
-    View<A, 1> balance;    // [1] the balance loss with alpha = 1
-    View<T, 2> a, b;       // [T K, I] gate(x) and up(x) of every slot
+    View<A, 2> frequency;                 // [S, E] of the balance loss
+    View<A, 1> balance;                   // [1] the balance loss with alpha = 1
+    typename Projection<P>::Stored a, b;  // [T K, I] gate(x) and up(x) of every slot
     typename Mlp<P>::Saved shared;
   };
 
@@ -205,8 +304,8 @@ struct Moe {
     saved.routing.slot_of_pair = arena.take<std::int32_t>({tokens, K});
     saved.frequency = arena.take<A>({sequences, E});
     saved.balance = arena.take<A>({1});
-    saved.a = arena.take<T>({tokens * K, moe_intermediate_size});
-    saved.b = arena.take<T>({tokens * K, moe_intermediate_size});
+    saved.a = Projection<P>::take_stored(arena, tokens * K, moe_intermediate_size);
+    saved.b = Projection<P>::take_stored(arena, tokens * K, moe_intermediate_size);
     if (shared_intermediate_size)
       saved.shared = Mlp<P>::make_saved(arena, tokens, shared_intermediate_size);
     return saved;
@@ -219,7 +318,7 @@ struct Moe {
   /// multiplies the balance loss: 1 / number of sequences for its mean.
   template <class Backend, class Observer = NoObserver>
   void forward(Backend& backend, const Tensors<const W>& params, View<const A, 1> bias,
-               View<const std::int32_t, 2> forced, View<const T, 2> x, const Sequences& sequences,
+               View<const std::int32_t, 2> forced, Input x, const Sequences& sequences,
                double balance_scale, View<T, 2> y, Saved& saved, Arena& scratch,
                Observer&& observer = {}) const {
     const Index tokens = x.extent(0), hidden = x.extent(1);
@@ -232,7 +331,7 @@ struct Moe {
     const ArenaScope scope(scratch);
     const Linear linear;
     Routing& routing = saved.routing;
-    linear.forward(backend, params.gate, x, saved.scores);
+    linear.forward(backend, params.gate, values_of(x), saved.scores);
     route(backend, bias, forced, sequences, balance_scale, saved, scratch);
     observer("scores", as_const(saved.scores));
     observer("topk_idx", as_const(routing.topk_idx));
@@ -240,20 +339,12 @@ struct Moe {
     observer("load", as_const(routing.offsets));
     observer("balance", as_const(saved.balance));
 
-    const auto slots = scratch.take<T>({tokens * K, hidden});
-    const auto h = scratch.take<T>({tokens * K, moe_intermediate_size});
-    for_each_row(backend, tokens * K, detail::DispatchRow<T>{x, routing.pair_of_slot, K, slots});
-    grouped_gemm(backend, nt, as_const(slots), params.gate_proj, saved.a, as_const(routing.offsets),
-                 Output::overwrite);
-    grouped_gemm(backend, nt, as_const(slots), params.up_proj, saved.b, as_const(routing.offsets),
-                 Output::overwrite);
-    for_each_row(backend, tokens * K, detail::SwigluForwardRow<T>{saved.a, saved.b, h});
-    grouped_gemm(backend, nt, as_const(h), params.down_proj, slots, as_const(routing.offsets),
-                 Output::overwrite);
+    const auto slots = experts_forward(backend, params, x, saved, scratch);
     View<T, 2> shared;
     if (shared_intermediate_size) {
       shared = scratch.take<T>({tokens, hidden});
-      Mlp<P>{}.forward(backend, params.shared_experts, x, shared, saved.shared, scratch);
+      Mlp<P>{}.forward(backend, params.shared_experts, operand_of(x), shared, saved.shared,
+                       scratch);
     }
     for_each_row(
         backend, tokens,
@@ -263,49 +354,30 @@ struct Moe {
   /// Overwrites dx [T, H]; adds to grads. x is the input of forward; balance_scale is forward's,
   /// times alpha.
   template <class Backend>
-  void backward(Backend& backend, const Tensors<const W>& params, View<const T, 2> x,
-                const Saved& saved, const Sequences& sequences, double balance_scale,
-                View<const T, 2> dy, View<T, 2> dx, const Tensors<typename P::master>& grads,
-                Arena& scratch) const {
-    const Index tokens = x.extent(0), hidden = x.extent(1), I = moe_intermediate_size;
-    const Index E = rule.n_routed_experts, K = rule.num_experts_per_tok, pairs = tokens * K;
+  void backward(Backend& backend, const Tensors<const W>& params, Input x, const Saved& saved,
+                const Sequences& sequences, double balance_scale, View<const T, 2> dy,
+                View<T, 2> dx, const Tensors<typename P::master>& grads, Arena& scratch) const {
+    const Index tokens = x.extent(0), hidden = x.extent(1);
+    const Index E = rule.n_routed_experts, K = rule.num_experts_per_tok;
     check_shape("Moe::backward", "dy", dy, tokens, "rows of x", hidden, "columns of x");
     check_shape("Moe::backward", "dx", dx, tokens, "rows of x", hidden, "columns of x");
     const ArenaScope scope(scratch);
     const Linear linear;
     const Routing& routing = saved.routing;
-    const View<const Index, 1> offsets = routing.offsets;
     const auto dweights = scratch.take<A>({tokens, K});
-    const auto slots = scratch.take<T>({pairs, hidden});
-    const auto da = scratch.take<T>({pairs, I});
-    const auto db = scratch.take<T>({pairs, I});
-    const auto weighted_h = scratch.take<T>({pairs, I});
-    for_each_row(backend, pairs, detail::DispatchRow<T>{dy, routing.pair_of_slot, K, slots});
-    grouped_gemm(backend, nn, as_const(slots), params.down_proj, da, offsets, Output::overwrite);
-    for_each_row(backend, pairs,
-                 detail::ExpertBackwardRow<T>{saved.a, saved.b, da, routing.pair_of_slot,
-                                              routing.topk_weights, dweights, da, db, weighted_h});
-    grouped_gemm(backend, tn, as_const(slots), as_const(weighted_h), grads.down_proj, offsets,
-                 Output::add);
-    for_each_row(backend, pairs, detail::DispatchRow<T>{x, routing.pair_of_slot, K, slots});
-    grouped_gemm(backend, tn, as_const(da), as_const(slots), grads.gate_proj, offsets, Output::add);
-    grouped_gemm(backend, tn, as_const(db), as_const(slots), grads.up_proj, offsets, Output::add);
-    const auto dslots = slots;  // the gathered inputs are used up
-    grouped_gemm(backend, nn, as_const(da), params.gate_proj, dslots, offsets, Output::overwrite);
-    grouped_gemm(backend, nn, as_const(db), params.up_proj, dslots, offsets, Output::add);
-
+    const auto dslots = experts_backward(backend, params, x, saved, dy, dweights, grads, scratch);
     const auto dz = scratch.take<A>({tokens, E});
     const auto dx_gate = scratch.take<A>({tokens, hidden});
     for_each_row(
         backend, tokens,
         detail::GateBackwardRow<A>{rule, saved.scores, routing.topk_idx, dweights, saved.frequency,
                                    sequences.first, sequences.sequence, balance_scale, dz});
-    linear.backward_weight(backend, dz, x, grads.gate);
+    linear.backward_weight(backend, dz, values_of(x), grads.gate);
     linear.backward_input(backend, params.gate, dz, dx_gate, Output::overwrite);
     View<T, 2> dx_shared;
     if (shared_intermediate_size) {
       dx_shared = scratch.take<T>({tokens, hidden});
-      Mlp<P>{}.backward(backend, params.shared_experts, x, saved.shared, dy, dx_shared,
+      Mlp<P>{}.backward(backend, params.shared_experts, operand_of(x), saved.shared, dy, dx_shared,
                         grads.shared_experts, scratch);
     }
     for_each_row(
@@ -314,6 +386,160 @@ struct Moe {
   }
 
  private:
+  static View<const T, 2> values_of(const Input& x) {
+    if constexpr (QuantizedPolicy<P>)
+      return x.values;
+    else
+      return x;
+  }
+  static typename Projection<P>::Input operand_of(const Input& x) {
+    if constexpr (QuantizedPolicy<P>)
+      return x.codes;
+    else
+      return x;
+  }
+
+  // The experts' outputs, slot by slot, in scratch.
+  template <class Backend>
+  View<T, 2> experts_forward(Backend& backend, const Tensors<const W>& params, const Input& x,
+                             Saved& saved, Arena& scratch) const {
+    const Routing& routing = saved.routing;
+    const View<const Index, 1> offsets = routing.offsets;
+    const Index K = rule.num_experts_per_tok, pairs = x.extent(0) * K, hidden = x.extent(1);
+    if constexpr (QuantizedPolicy<P>) {
+      using Code = typename P::code;
+      const Projection<P> projection;
+      const auto h = Projection<P>::take_rows(scratch, pairs, moe_intermediate_size);
+      {
+        const ArenaScope scope(scratch);
+        const auto slots = dispatch(backend, x.codes, routing, scratch);
+        const auto a = scratch.take<T>({pairs, moe_intermediate_size});
+        const auto b = scratch.take<T>({pairs, moe_intermediate_size});
+        projection.forward(backend, params.gate_proj, slots, offsets, a, scratch);
+        projection.forward(backend, params.up_proj, slots, offsets, b, scratch);
+        projection.swiglu(backend, as_const(a), as_const(b), saved.a, saved.b, h, scratch);
+      }
+      const auto slots = scratch.take<T>({pairs, hidden});
+      projection.forward(backend, params.down_proj, Quantized<const Code>(h), offsets, slots,
+                         scratch);
+      return slots;
+    } else {
+      const auto slots = scratch.take<T>({pairs, hidden});
+      const auto h = scratch.take<T>({pairs, moe_intermediate_size});
+      for_each_row(backend, pairs, detail::DispatchRow<T>{x, routing.pair_of_slot, K, slots});
+      grouped_gemm(backend, nt, as_const(slots), params.gate_proj, saved.a, offsets,
+                   Output::overwrite);
+      grouped_gemm(backend, nt, as_const(slots), params.up_proj, saved.b, offsets,
+                   Output::overwrite);
+      for_each_row(backend, pairs, detail::SwigluForwardRow<T>{saved.a, saved.b, h});
+      grouped_gemm(backend, nt, as_const(h), params.down_proj, slots, offsets, Output::overwrite);
+      return slots;
+    }
+  }
+
+  // The gradients in the experts' inputs, slot by slot, in scratch; writes dweights, adds to grads.
+  template <class Backend>
+  View<T, 2> experts_backward(Backend& backend, const Tensors<const W>& params, const Input& x,
+                              const Saved& saved, View<const T, 2> dy, View<A, 2> dweights,
+                              const Tensors<typename P::master>& grads, Arena& scratch) const {
+    const Routing& routing = saved.routing;
+    const View<const Index, 1> offsets = routing.offsets;
+    const Index K = rule.num_experts_per_tok, pairs = x.extent(0) * K, hidden = x.extent(1);
+    const Index I = moe_intermediate_size;
+    if constexpr (QuantizedPolicy<P>) {
+      using Code = typename P::code;
+      using GradientCode = typename P::gradient_code;
+      const Projection<P> projection;
+      const auto dslots = scratch.take<T>({pairs, hidden});
+      const ArenaScope scope(scratch);
+      const auto da = scratch.take<T>({pairs, I}), db = scratch.take<T>({pairs, I});
+      {
+        const ArenaScope down(scratch);
+        const auto dy_codes = projection.gradient(backend, "gradient of the experts' outputs", dy,
+                                                  Route::dispatch, scratch);
+        const auto dy_slots = dispatch(backend, dy_codes, routing, scratch);
+        projection.backward_input(backend, params.down_proj, dy_slots, offsets, da,
+                                  Output::overwrite, scratch);
+        for_each_row(backend, pairs,
+                     detail::ExpertQuantizedBackwardRow<T, Code>{
+                         as_const(saved.a), as_const(saved.b), da, routing.pair_of_slot,
+                         routing.topk_weights, dweights, da, db});
+        const auto h = projection.template columns<Code>(
+            backend, detail::SwigluOf<T, Code>{as_const(saved.a), as_const(saved.b)}, offsets,
+            Route::dense, scratch);
+        const auto weighted = projection.template columns<GradientCode>(
+            backend,
+            detail::WeightedSlots<GradientCode>{dy_slots, routing.pair_of_slot,
+                                                routing.topk_weights},
+            offsets, Route::dispatch, scratch);
+        projection.backward_weight(backend, weighted, h, offsets, grads.down_proj, scratch);
+      }
+      {
+        const ArenaScope up(scratch);
+        const auto slots = dispatch(backend, x.codes, routing, scratch);
+        const auto columns =
+            projection.template columns<Code>(backend, slots, offsets, Route::dispatch, scratch);
+        const auto weight_gradient = [&](const View<const T, 2>& d, View<M, 3> gradient) {
+          const ArenaScope one(scratch);
+          const auto d_columns =
+              projection.template columns<GradientCode>(backend, d, offsets, Route::dense, scratch);
+          projection.backward_weight(backend, d_columns, columns, offsets, gradient, scratch);
+        };
+        weight_gradient(da, grads.gate_proj);
+        weight_gradient(db, grads.up_proj);
+      }
+      const auto input_gradient = [&](const char* what, const View<const T, 2>& d,
+                                      QuantizedStack<const Code> weight, Output output) {
+        const ArenaScope one(scratch);
+        const auto rows = projection.gradient(backend, what, d, Route::dense, scratch);
+        projection.backward_input(backend, weight, rows, offsets, dslots, output, scratch);
+      };
+      input_gradient("gradient of the experts' gate_proj outputs", da, params.gate_proj,
+                     Output::overwrite);
+      input_gradient("gradient of the experts' up_proj outputs", db, params.up_proj, Output::add);
+      return dslots;
+    } else {
+      const auto slots = scratch.take<T>({pairs, hidden});
+      const ArenaScope scope(scratch);
+      const auto da = scratch.take<T>({pairs, I});
+      const auto db = scratch.take<T>({pairs, I});
+      const auto weighted_h = scratch.take<T>({pairs, I});
+      for_each_row(backend, pairs, detail::DispatchRow<T>{dy, routing.pair_of_slot, K, slots});
+      grouped_gemm(backend, nn, as_const(slots), params.down_proj, da, offsets, Output::overwrite);
+      for_each_row(
+          backend, pairs,
+          detail::ExpertBackwardRow<T>{saved.a, saved.b, da, routing.pair_of_slot,
+                                       routing.topk_weights, dweights, da, db, weighted_h});
+      grouped_gemm(backend, tn, as_const(slots), as_const(weighted_h), grads.down_proj, offsets,
+                   Output::add);
+      for_each_row(backend, pairs, detail::DispatchRow<T>{x, routing.pair_of_slot, K, slots});
+      grouped_gemm(backend, tn, as_const(da), as_const(slots), grads.gate_proj, offsets,
+                   Output::add);
+      grouped_gemm(backend, tn, as_const(db), as_const(slots), grads.up_proj, offsets, Output::add);
+      // The gathered inputs are used up.
+      grouped_gemm(backend, nn, as_const(da), params.gate_proj, slots, offsets, Output::overwrite);
+      grouped_gemm(backend, nn, as_const(db), params.up_proj, slots, offsets, Output::add);
+      return slots;
+    }
+  }
+
+  // Rows of codes, gathered for the experts; a scale of the whole tensor stays where it is.
+  template <class Backend, class C>
+  Quantized<const C> dispatch(Backend& backend, Quantized<const C> x, const Routing& routing,
+                              Arena& scratch) const {
+    const Index K = rule.num_experts_per_tok, pairs = x.extent(0) * K;
+    const auto codes = scratch.take<C>({pairs, x.extent(1)});
+    Quantized<C> slots;
+    if (x.group_rows == 1) {
+      const auto scales = scratch.take<accum_t<C>>({pairs, x.scales.extents[1]});
+      slots = {codes, {scales.data, scales.extent(0), scales.extent(1)}, 1, x.group_columns};
+    } else {
+      slots = {codes, {const_cast<accum_t<C>*>(x.scales.data), 1, 1}, pairs, x.group_columns};
+    }
+    for_each_row(backend, pairs, detail::DispatchCodesRow<C>{x, routing.pair_of_slot, K, slots});
+    return slots;
+  }
+
   // Scores, choice, weights, balance loss and the sorted slots.
   template <class Backend>
   void route(Backend& backend, View<const A, 1> bias, View<const std::int32_t, 2> forced,

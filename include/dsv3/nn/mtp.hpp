@@ -19,7 +19,8 @@ template <class P>
 struct Mtp {
   using T = typename P::activation;
   using R = typename P::residual;
-  using W = typename P::weight;
+  using V = typename P::weight;
+  using W = operand_t<P>;
   using A = typename P::accumulator;
 
   Block<P> block;
@@ -29,21 +30,22 @@ struct Mtp {
 
   template <class U>
   struct Tensors {
-    View<U, 1> enorm;    // [H] of the embedding
-    View<U, 1> hnorm;    // [H] of the hidden state
-    View<U, 2> eh_proj;  // [H, 2 H]
+    vector_of<U> enorm;    // [H] of the embedding
+    vector_of<U> hnorm;    // [H] of the hidden state
+    matrix_of<U> eh_proj;  // [H, 2 H]
     typename Block<P>::template Tensors<U> block;
-    View<U, 1> shared_head_norm;  // [H]
+    vector_of<U> shared_head_norm;  // [H]
   };
 
   template <class U>
   static constexpr Tensors<U> make_tensors(const ModelConfig& c, Index layer, Arena& arena) {
     Tensors<U> t;
-    t.enorm = arena.take<U>({c.hidden_size});
-    t.hnorm = arena.take<U>({c.hidden_size});
-    t.eh_proj = arena.take<U>({c.hidden_size, 2 * c.hidden_size});
+    using Views = WeightViews<U>;
+    t.enorm = Views::take_vector(arena, c.hidden_size);
+    t.hnorm = Views::take_vector(arena, c.hidden_size);
+    t.eh_proj = Views::take_matrix(arena, c.hidden_size, 2 * c.hidden_size);
     t.block = Block<P>::template make_tensors<U>(c, layer, arena);
-    t.shared_head_norm = arena.take<U>({c.hidden_size});
+    t.shared_head_norm = Views::take_vector(arena, c.hidden_size);
     return t;
   }
 
@@ -76,7 +78,7 @@ struct Mtp {
     const Linear linear;
     linear.backward_weight(backend, du, both, grads.eh_proj);
     linear.backward_input(backend, params.eh_proj, du, dboth, Output::overwrite);
-    const RmsNorm<T, T, W> norm{rms_norm_eps};
+    const RmsNorm<T, T, V> norm{rms_norm_eps};
     norm.backward(backend, {params.enorm}, e, dboth.cols(0, hidden), de, Output::overwrite,
                   {grads.enorm}, scratch);
     norm.backward(backend, {params.hnorm}, h, dboth.cols(hidden, hidden), dh, Output::overwrite,
@@ -90,7 +92,7 @@ struct Mtp {
                          View<const T, 2> h, Arena& scratch) const {
     const Index hidden = e.extent(1);
     const auto both = scratch.take<T>({e.extent(0), 2 * hidden});
-    const RmsNorm<T, T, W> norm{rms_norm_eps};
+    const RmsNorm<T, T, V> norm{rms_norm_eps};
     norm.forward(backend, {params.enorm}, e, both.cols(0, hidden));
     norm.forward(backend, {params.hnorm}, h, both.cols(hidden, hidden));
     return both;

@@ -30,7 +30,8 @@ struct PackedE5m6 {
   /// The value at (i, j) without its scale.
   DSV3_HD float unscaled(Index i, Index j) const {
     const std::uint8_t* at = &bytes(i, j / 2 * 3);
-    const unsigned code = j % 2 == 0 ? at[0] | (at[1] & 15u) << 8 : at[1] >> 4 | unsigned{at[2]} << 4;
+    const unsigned code =
+        j % 2 == 0 ? at[0] | (at[1] & 15u) << 8 : at[1] >> 4 | unsigned{at[2]} << 4;
     return e5m6::format::decode(code);
   }
 };
@@ -68,9 +69,11 @@ struct PackE5m6Row {
     team.each((n + 1) / 2, [&](Index p) {
       const Index j = 2 * p;
       const std::uint32_t low = e5m6(value(j) / m.scales(t, j / width)).code;
-      const std::uint32_t high = j + 1 < n ? e5m6(value(j + 1) / m.scales(t, (j + 1) / width)).code : 0u;
+      const std::uint32_t high =
+          j + 1 < n ? e5m6(value(j + 1) / m.scales(t, (j + 1) / width)).code : 0u;
       const std::uint32_t both = low | high << 12;
-      for (Index k = 0; k < 3; ++k) m.bytes(t, 3 * p + k) = static_cast<std::uint8_t>(both >> 8 * k);
+      for (Index k = 0; k < 3; ++k)
+        m.bytes(t, 3 * p + k) = static_cast<std::uint8_t>(both >> 8 * k);
     });
   }
 };

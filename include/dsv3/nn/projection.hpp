@@ -9,13 +9,15 @@
 #include <dsv3/nn/linear.hpp>
 #include <dsv3/nn/quantize.hpp>
 #include <dsv3/nn/rms_norm.hpp>
+#include <dsv3/nn/swiglu.hpp>
 
 namespace dsv3 {
 
 /// What a matrix that is quantised here is for.
 enum class Route {
   dense,    ///< read by products where it lies
-  dispatch  ///< sent to experts, or requantised later: power-of-two scales, so that only exponents move
+  dispatch  ///< sent to experts, or requantised later: power-of-two scales, so that only exponents
+            ///< move
 };
 
 /// The linear layers of attention, MLPs and experts. In a plain policy an operand is the matrix
@@ -28,18 +30,28 @@ struct Projection {
   using V = typename P::weight;
   /// An activation as products read it.
   using Input = View<const T, 2>;
+  /// An activation as it is kept until backward.
+  using Stored = View<T, 2>;
 
+  /// An Input that is being written.
+  using Operand = View<T, 2>;
+
+  static constexpr Stored take_stored(Arena& arena, Index rows, Index columns) {
+    return arena.take<T>({rows, columns});
+  }
+  static constexpr Operand take_operand(Arena& arena, Index rows, Index columns) {
+    return arena.take<T>({rows, columns});
+  }
   template <class Backend>
   Input input(Backend&, const char*, View<const T, 2> x, Route, Arena&) const {
     return x;
   }
-  /// norm(x), which is written to n.
+  /// Writes norm(x) to y.
   template <class Backend, class In>
-  Input normalized(Backend& backend, const char*, const RmsNorm<In, T, V>& norm,
-                   View<const V, 1> weight, View<const In, 2> x, View<T, 2> n, Route,
-                   Arena&) const {
-    norm.forward(backend, {weight}, x, n);
-    return n;
+  void normalize(Backend& backend, const char*, const RmsNorm<In, T, V>& norm,
+                 View<const V, 1> weight, View<const In, 2> x, Operand y, View<T, 2>, Route,
+                 Arena&) const {
+    norm.forward(backend, {weight}, x, y);
   }
   template <class Backend>
   Input input_columns(Backend&, Input x, Route, Arena&) const {
@@ -95,6 +107,10 @@ struct Projection<P> {
   using Code = typename P::code;
   using GradientCode = typename P::gradient_code;
   using Input = Quantized<const Code>;
+  /// An activation as it is kept until backward.
+  using Stored = Quantized<Code>;
+  /// An Input that is being written.
+  using Operand = Quantized<Code>;
   using Rounding = std::conditional_t<P::stochastic_rounding, RoundStochastic, RoundNearest>;
 
   static_assert(P::tile == 0 || P::tile == 32 || P::tile == 64 || P::tile == 128 || P::tile == 256,
@@ -114,13 +130,19 @@ struct Projection<P> {
                 "accumulation.bits of an FP8 policy must be 8 ... 24, or 0 for float's own sums");
 
   static constexpr ScaleRule rule(Route route) {
-    return {P::amax_min,
-            P::power_of_two || (route == Route::dispatch && P::power_of_two_dispatch)};
+    return {P::amax_min, P::power_of_two || (route == Route::dispatch && P::power_of_two_dispatch)};
   }
 
   /// Codes in groups of 1 x tile along the columns.
   static constexpr Quantized<Code> take_rows(Arena& arena, Index rows, Index columns) {
     return take_quantized<Code>(arena, rows, columns, P::tile ? 1 : 0, P::tile);
+  }
+
+  static constexpr Stored take_stored(Arena& arena, Index rows, Index columns) {
+    return take_rows(arena, rows, columns);
+  }
+  static constexpr Operand take_operand(Arena& arena, Index rows, Index columns) {
+    return take_rows(arena, rows, columns);
   }
 
   /// x as the input of projections.
@@ -130,28 +152,46 @@ struct Projection<P> {
     return rows<Code>(backend, what, x, route, RoundNearest{}, 1, scratch);
   }
 
-  /// norm(x) as the input of projections, in one pass over x. n, where it has rows, gets the plain
-  /// values too.
+  /// Writes the codes of norm(x) to y, in one pass over x; to plain, where it has rows, the values
+  /// that they are the codes of.
   template <class Backend, class In>
-  Input normalized(Backend& backend, const char* what, const RmsNorm<In, T, V>& norm,
-                   View<const V, 1> weight, View<const In, 2> x, View<T, 2> n, Route route,
-                   Arena& scratch) const {
+  void normalize(Backend& backend, const char* what, const RmsNorm<In, T, V>& norm,
+                 View<const V, 1> weight, View<const In, 2> x, Operand y, View<T, 2> plain,
+                 Route route, Arena& scratch) const {
     const Index tokens = x.extent(0), features = x.extent(1);
+    if constexpr (P::checked) check_finite(backend, what, x, scratch);
     if constexpr (P::tile == 0) {
-      const auto q = take_rows(scratch, tokens, features);
       const ArenaScope scope(scratch);
-      const auto plain = n.extent(0) ? n : scratch.take<T>({tokens, features});
-      norm.forward(backend, {weight}, x, plain);
-      whole<Code>(backend, as_const(plain), q, rule(route), RoundNearest{}, scratch);
-      return q;
+      const auto n = plain.extent(0) ? plain : scratch.take<T>({tokens, features});
+      norm.forward(backend, {weight}, x, n);
+      whole<Code>(backend, as_const(n), y, rule(route), RoundNearest{}, scratch);
     } else {
-      check_shape("Projection::normalized", "weight", weight, features, "columns of x");
-      if constexpr (P::checked) check_finite(backend, what, x, scratch);
-      const auto q = take_rows(scratch, tokens, features);
-      for_each_row(backend, tokens,
-                   detail::RmsNormQuantizeRow<In, T, V, Code>{x, weight, n, q, norm.eps,
-                                                              rule(route)});
-      return q;
+      check_shape("Projection::normalize", "weight", weight, features, "columns of x");
+      for_each_row(
+          backend, tokens,
+          detail::RmsNormQuantizeRow<In, T, V, Code>{x, weight, plain, y, norm.eps, rule(route)});
+    }
+  }
+
+  /// h = silu(a) * b as the input of a projection, and a and b as they are kept, in one pass.
+  template <class Backend>
+  void swiglu(Backend& backend, View<const T, 2> a, View<const T, 2> b, Stored saved_a,
+              Stored saved_b, Quantized<Code> h, Arena& scratch) const {
+    if constexpr (P::checked) {
+      check_finite(backend, "output of gate_proj", a, scratch);
+      check_finite(backend, "output of up_proj", b, scratch);
+    }
+    const ScaleRule scale_rule = rule(Route::dense);
+    if constexpr (P::tile == 0) {
+      const ArenaScope scope(scratch);
+      const auto plain = scratch.take<T>({a.extent(0), a.extent(1)});
+      for_each_row(backend, a.extent(0), detail::SwigluForwardRow<T>{a, b, plain});
+      whole<Code>(backend, a, saved_a, scale_rule, RoundNearest{}, scratch);
+      whole<Code>(backend, b, saved_b, scale_rule, RoundNearest{}, scratch);
+      whole<Code>(backend, as_const(plain), h, scale_rule, RoundNearest{}, scratch);
+    } else {
+      for_each_row(backend, a.extent(0),
+                   detail::SwigluQuantizeRow<T, Code>{a, b, saved_a, saved_b, h, scale_rule});
     }
   }
 
@@ -256,16 +296,15 @@ struct Projection<P> {
                           Round rounding, Index together, Arena& scratch) const {
     if constexpr (P::checked) check_finite(backend, what, x, scratch);
     const Index tokens = x.extent(0);
-    const auto q =
-        take_quantized<C>(scratch, tokens, x.extent(1), P::tile ? 1 : 0, P::tile);
+    const auto q = take_quantized<C>(scratch, tokens, x.extent(1), P::tile ? 1 : 0, P::tile);
     if constexpr (P::tile == 0) {
       whole<C>(backend, x, q, rule(route), rounding, scratch);
     } else if (together > 1) {
-      for_each_row(backend, groups_of(tokens, together),
-                   detail::QuantizeRowsTogether<T, C, Round>{x, together, q, rule(route), rounding});
+      for_each_row(
+          backend, groups_of(tokens, together),
+          detail::QuantizeRowsTogether<T, C, Round>{x, together, q, rule(route), rounding});
     } else {
-      for_each_row(backend, tokens,
-                   detail::QuantizeRow<T, C, Round>{x, q, rule(route), rounding});
+      for_each_row(backend, tokens, detail::QuantizeRow<T, C, Round>{x, q, rule(route), rounding});
     }
     return q;
   }
@@ -283,8 +322,8 @@ struct Projection<P> {
   }
 
   template <class Backend, Product p, class CA, class CB, class TC>
-  void product(Backend& backend, ProductTag<p> tag, Quantized<CA> a, Quantized<CB> b,
-               View<TC, 2> c, Output output, Arena& scratch) const {
+  void product(Backend& backend, ProductTag<p> tag, Quantized<CA> a, Quantized<CB> b, View<TC, 2> c,
+               Output output, Arena& scratch) const {
     if constexpr (P::accumulation.bits > 0)
       emulated_gemm(backend, tag, a, b, c, output, P::accumulation, scratch);
     else

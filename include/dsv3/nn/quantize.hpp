@@ -22,10 +22,10 @@ struct RoundStochastic {
 
   template <class C>
   DSV3_HD C encode(float value, float scale, Index column) const {
-    const auto block = Philox::rounds({{static_cast<std::uint32_t>(column),
-                                        __builtin_bit_cast(std::uint32_t, value),
-                                        __builtin_bit_cast(std::uint32_t, scale), 0}},
-                                      seed, 0x51A3u);
+    const auto block = Philox::rounds(
+        {{static_cast<std::uint32_t>(column), __builtin_bit_cast(std::uint32_t, value),
+          __builtin_bit_cast(std::uint32_t, scale), 0}},
+        seed, 0x51A3u);
     C result;
     result.code =
         static_cast<std::uint8_t>(C::format::encode_stochastic(value / scale, block.word[0]));
@@ -35,8 +35,8 @@ struct RoundStochastic {
 
 namespace detail {
 
-// Calls f(first, count, value) for pieces of columns [from, to) of row i of a matrix, within each of
-// which value(j), j in [first, first + count), is element (i, j) in the type of arithmetic.
+// Calls f(first, count, value) for pieces of columns [from, to) of row i of a matrix, within each
+// of which value(j), j in [first, first + count), is element (i, j) in the type of arithmetic.
 template <class T>
 DSV3_HD void for_each_piece_of_row(const View<T, 2>& x, Index i, Index from, Index to, auto&& f) {
   f(from, to - from, [&x, i](Index j) { return accum_t<T>(x(i, j)); });
@@ -159,16 +159,14 @@ DSV3_HD void quantize_block(auto team, const View<const M, 2>& x, const Quantize
   const Index columns = x.extent(1) - j0 < q.group_columns ? x.extent(1) - j0 : q.group_columns;
   auto bits = magnitude_bits(A(0));
   for (Index i = i0; i < i0 + rows; ++i) {
-    const auto row =
-        team.max(columns, [&](Index j) { return magnitude_bits(A(x(i, j0 + j))); });
+    const auto row = team.max(columns, [&](Index j) { return magnitude_bits(A(x(i, j0 + j))); });
     bits = row > bits ? row : bits;
   }
   const A scale = rule.template scale<C>(from_magnitude(bits));
   team.once([&] { q.scales(down, across) = scale; });
   for (Index i = i0; i < i0 + rows; ++i)
-    team.each(columns, [&](Index j) {
-      q.codes(i, j0 + j) = encode_scaled<C>(A(x(i, j0 + j)), scale);
-    });
+    team.each(columns,
+              [&](Index j) { q.codes(i, j0 + j) = encode_scaled<C>(A(x(i, j0 + j)), scale); });
 }
 
 template <class M, class C>
@@ -210,8 +208,7 @@ struct QuantizeRowsTogether {
       for (Index t = from; t < to; ++t) {
         team.once([&] { q.scales(t, group) = scale; });
         team.each(count, [&](Index j) {
-          q.codes(t, first + j) =
-              rounding.template encode<C>(A(x(t, first + j)), scale, first + j);
+          q.codes(t, first + j) = rounding.template encode<C>(A(x(t, first + j)), scale, first + j);
         });
       }
     }
@@ -227,7 +224,8 @@ struct RowMagnitude {
   DSV3_HD void operator()(auto team, Index t) const {
     auto bits = magnitude_bits(A(0));
     for_each_piece_of_row(x, t, 0, x.extent(1), [&](Index first, Index count, const auto& value) {
-      const auto piece = team.max(count, [&](Index j) { return magnitude_bits(A(value(first + j))); });
+      const auto piece =
+          team.max(count, [&](Index j) { return magnitude_bits(A(value(first + j))); });
       bits = piece > bits ? piece : bits;
     });
     team.once([&] { partial(t) = from_magnitude(bits); });
@@ -260,8 +258,7 @@ struct EncodeRow {
     const A scale = q.scales(0, 0);
     for_each_piece_of_row(x, t, 0, x.extent(1), [&](Index first, Index count, const auto& value) {
       team.each(count, [&](Index j) {
-        q.codes(t, first + j) =
-            rounding.template encode<C>(A(value(first + j)), scale, first + j);
+        q.codes(t, first + j) = rounding.template encode<C>(A(value(first + j)), scale, first + j);
       });
     });
   }

@@ -11,20 +11,21 @@ namespace dsv3 {
 /// The weights of a whole model under their checkpoint names, as views of U.
 template <class P, class U>
 struct ModelTensors {
-  View<U, 2> embed_tokens;  // [vocab_size, H]
+  matrix_of<U> embed_tokens;  // [vocab_size, H]
   std::vector<typename Block<P>::template Tensors<U>> layers;
-  View<U, 1> norm;     // [H]
-  View<U, 2> lm_head;  // [vocab_size, H]
+  vector_of<U> norm;     // [H]
+  matrix_of<U> lm_head;  // [vocab_size, H]
   std::vector<typename Mtp<P>::template Tensors<U>> mtp;
 
   /// Views of the right shapes from an arena, in a fixed order.
   static ModelTensors make(const ModelConfig& c, Arena& arena) {
     ModelTensors t;
-    t.embed_tokens = arena.take<U>({c.vocab_size, c.hidden_size});
+    using Views = WeightViews<U>;
+    t.embed_tokens = Views::take_matrix(arena, c.vocab_size, c.hidden_size);
     for (Index l = 0; l < c.num_hidden_layers; ++l)
       t.layers.push_back(Block<P>::template make_tensors<U>(c, l, arena));
-    t.norm = arena.take<U>({c.hidden_size});
-    t.lm_head = arena.take<U>({c.vocab_size, c.hidden_size});
+    t.norm = Views::take_vector(arena, c.hidden_size);
+    t.lm_head = Views::take_matrix(arena, c.vocab_size, c.hidden_size);
     for (Index k = 0; k < c.num_nextn_predict_layers; ++k)
       t.mtp.push_back(Mtp<P>::template make_tensors<U>(c, c.num_hidden_layers + k, arena));
     return t;
@@ -73,7 +74,8 @@ class Transformer {
  public:
   using T = typename P::activation;
   using R = typename P::residual;
-  using W = typename P::weight;
+  using V = typename P::weight;
+  using W = operand_t<P>;
   using A = typename P::accumulator;
   using M = typename P::master;
 
@@ -146,7 +148,7 @@ class Transformer {
                   arena, observer);
         (is_last ? level.last : level.x[b + 1]) = y;
       }
-      const RmsNorm<R, T, W> norm{config_.rms_norm_eps};
+      const RmsNorm<R, T, V> norm{config_.rms_norm_eps};
       norm.forward(backend, {final_norm(params, k)}, level.last, level.h);
       if (!with_loss) continue;
       const Head<P> head;
@@ -168,7 +170,7 @@ class Transformer {
                 const LossScale& scale, Keep keep, Pass& pass, const ModelTensors<P, M>& grads,
                 Arena& arena) const {
     const Index H = config_.hidden_size;
-    const RmsNorm<R, T, W> norm{config_.rms_norm_eps};
+    const RmsNorm<R, T, V> norm{config_.rms_norm_eps};
     Index moe_layer = config_.moe_layers();
     View<T, 2> from_next;  // gradient in the hidden states that depth k + 1 took, [its tokens, H]
     View<const std::int32_t, 1> from_rows;
@@ -214,7 +216,7 @@ class Transformer {
            static_cast<double>(config_.num_nextn_predict_layers);
   }
 
-  static View<const W, 1> final_norm(const ModelTensors<P, const W>& params, std::size_t k) {
+  static View<const V, 1> final_norm(const ModelTensors<P, const W>& params, std::size_t k) {
     return k == 0 ? params.norm : params.mtp[k - 1].shared_head_norm;
   }
 

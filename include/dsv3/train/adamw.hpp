@@ -5,6 +5,7 @@
 #include <dsv3/core/scalar.hpp>
 #include <dsv3/core/view.hpp>
 #include <dsv3/nn/chunks.hpp>
+#include <dsv3/nn/quantize.hpp>
 
 namespace dsv3 {
 
@@ -52,7 +53,35 @@ struct ClipRow {
 
 //   g = factor * gradient            m = b1 m + (1 - b1) g          v = b2 v + (1 - b2) g^2
 //   w = w - lr ((m / c1) / (sqrt(v / c2) + eps) + decay w)
-// and the operand is w rounded to its type. Nothing changes where the factor is 0.
+template <class M>
+struct AdamWElement {
+  M factor, b1, b2, r1, r2, c1, c2, eps, lr, keep;
+
+  DSV3_HD AdamWElement(const AdamW& rule, double clip)
+      : factor(M(clip)),
+        b1(M(rule.beta1)),
+        b2(M(rule.beta2)),
+        r1(M(1 - rule.beta1)),
+        r2(M(1 - rule.beta2)),
+        c1(M(1 / rule.correction1)),
+        c2(M(1 / rule.correction2)),
+        eps(M(rule.eps)),
+        lr(M(rule.lr)),
+        keep(M(fma(-rule.lr, rule.weight_decay, 1.0))) {}
+
+  template <class Moment>
+  DSV3_HD void step(M gradient, M& weight, Moment& m, Moment& v) const {
+    const M g = factor * gradient;
+    const M next_m = fma(b1, M(m), r1 * g), next_v = fma(b2, M(v), r2 * (g * g));
+    m = Moment(next_m);
+    v = Moment(next_v);
+    const M update = (next_m * c1) / (sqrt(next_v * c2) + eps);
+    weight = fma(weight, keep, -(lr * update));
+  }
+};
+
+// One chunk of a tensor; the operand is the weight rounded to its type. Nothing changes where the
+// factor, norm[1], is 0.
 template <class M, class Moment, class W>
 struct AdamWRow {
   AdamW rule;
@@ -64,22 +93,44 @@ struct AdamWRow {
 
   DSV3_HD void operator()(auto team, Index chunk) const {
     const Index first = chunk * optimizer_chunk, n = chunk_size(weight.extent(0), chunk);
-    const M factor = M(norm(1));
     if (norm(1) == 0) return;
-    const M b1 = M(rule.beta1), b2 = M(rule.beta2), r1 = M(1 - rule.beta1), r2 = M(1 - rule.beta2);
-    const M c1 = M(1 / rule.correction1), c2 = M(1 / rule.correction2), eps = M(rule.eps);
-    const M lr = M(rule.lr), keep = M(fma(-rule.lr, rule.weight_decay, 1.0));
+    const AdamWElement<M> element(rule, norm(1));
     team.each(n, [&](Index j) {
       const Index i = first + j;
-      const M g = factor * gradient(i);
-      const M next_m = fma(b1, M(m(i)), r1 * g), next_v = fma(b2, M(v(i)), r2 * (g * g));
-      m(i) = Moment(next_m);
-      v(i) = Moment(next_v);
-      const M update = (next_m * c1) / (sqrt(next_v * c2) + eps);
-      const M w = fma(weight(i), keep, -(lr * update));
-      weight(i) = w;
-      if (operand.data) operand(i) = W(w);
+      element.step(gradient(i), weight(i), m(i), v(i));
+      if (operand.data) operand(i) = W(weight(i));
     });
+  }
+};
+
+// One block of a matrix whose operand is codes: the update, and the block's new codes and scale
+// while the weights are in the cache.
+template <class M, class Moment, class C>
+struct AdamWBlock {
+  AdamW rule;
+  View<const double, 1> norm;
+  View<M, 2> weight;
+  View<const M, 2> gradient;
+  View<Moment, 2> m, v;
+  Quantized<C> operand;
+  ScaleRule scale;
+
+  DSV3_HD void operator()(auto team, Index block) const {
+    if (norm(1) == 0) return;
+    const AdamWElement<M> element(rule, norm(1));
+    const Index blocks = groups_of(weight.extent(1), operand.group_columns);
+    const Index down = block / blocks, across = block % blocks;
+    const Index i0 = down * operand.group_rows, j0 = across * operand.group_columns;
+    const Index i1 = i0 + operand.group_rows, j1 = j0 + operand.group_columns;
+    const Index rows = i1 < weight.extent(0) ? i1 : weight.extent(0);
+    const Index columns = (j1 < weight.extent(1) ? j1 : weight.extent(1)) - j0;
+    for (Index i = i0; i < rows; ++i)
+      team.each(columns, [&](Index c) {
+        const Index j = j0 + c;
+        element.step(gradient(i, j), weight(i, j), m(i, j), v(i, j));
+      });
+    team.sync();
+    quantize_block(team, View<const M, 2>(weight), operand, down, across, scale);
   }
 };
 

@@ -297,12 +297,29 @@ class Trainer {
           if (group.frozen) return;
           rule.lr = lr * group.lr_factor;
           rule.weight_decay = group.weight_decay;
-          for_each_row(backend(), Model::chunks(weight.size()),
-                       detail::AdamWRow<M, Moment, typename P::weight>{
-                           rule, norm_, weight.flat(), as_const(gradient.flat()), m.flat(),
-                           v.flat(), operand.flat()});
+          step_tensor(rule, weight, gradient, m, v, operand);
         },
         model_->masters(), gradients_, m_, v_, model_->writable_operands());
+  }
+
+  template <int Rank>
+  void step_tensor(const AdamW& rule, const View<M, Rank>& weight, const View<M, Rank>& gradient,
+                   const View<Moment, Rank>& m, const View<Moment, Rank>& v,
+                   const View<typename P::weight, Rank>& operand) {
+    for_each_row(backend(), Model::chunks(weight.size()),
+                 detail::AdamWRow<M, Moment, typename P::weight>{
+                     rule, norm_, weight.flat(), as_const(gradient.flat()), m.flat(), v.flat(),
+                     operand.flat()});
+  }
+  template <class C>
+  void step_tensor(const AdamW& rule, const View<M, 2>& weight, const View<M, 2>& gradient,
+                   const View<Moment, 2>& m, const View<Moment, 2>& v,
+                   const Quantized<C>& operand) {
+    const Index blocks = groups_of(operand.extent(0), operand.group_rows) *
+                         groups_of(operand.extent(1), operand.group_columns);
+    for_each_row(backend(), blocks,
+                 detail::AdamWBlock<M, Moment, C>{rule, norm_, weight, as_const(gradient), m, v,
+                                                  operand, Projection<P>::rule(Route::dense)});
   }
 
   void update_bias() {

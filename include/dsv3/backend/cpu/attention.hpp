@@ -81,7 +81,8 @@ void multiply(Index rows, Index steps, const A* a, Index a_stride, const A* pane
               A* c, Index c_stride, bool add) {
   constexpr Index width = panel_width<A>();
   for (Index s = 0; s < columns; s += width, panels += steps * width)
-    multiply_panel<FmaKernel<A>>(rows, steps, a, a_stride, panels, c + s, c_stride, add, {});
+    multiply_panel<FmaKernel<A>>(rows, steps, a, a_stride, panels,
+                                 PlainTarget<FmaKernel<A>>{c + s, c_stride, add}, {});
 }
 
 // Parts of a thread's memory start at multiples of 16 elements.

@@ -11,10 +11,13 @@ template <class Format, class Lanes>
 typename Lanes::U32 decode_bits(typename Lanes::U32 code) {
   using U32 = typename Lanes::U32;
   const U32 magnitude = code & Format::nan_code;
-  const auto lower = __builtin_convertvector(magnitude, typename Lanes::F32) * Format::least_subnormal;
+  const auto lower =
+      __builtin_convertvector(magnitude, typename Lanes::F32) * Format::least_subnormal;
   const U32 upper = (magnitude + Format::offset) << Format::shift;
-  const U32 finite = (magnitude >> (23 - Format::shift)) == 0 ? reinterpret_cast<U32>(lower) : upper;
-  const U32 infinite = (magnitude == Format::infinite_code) ? U32{} + 0x7F800000u : U32{} + 0x7FC00000u;
+  const U32 finite =
+      (magnitude >> (23 - Format::shift)) == 0 ? reinterpret_cast<U32>(lower) : upper;
+  const U32 infinite =
+      (magnitude == Format::infinite_code) ? U32{} + 0x7F800000u : U32{} + 0x7FC00000u;
   return (code & Format::sign_bit) << 24 | (magnitude > Format::largest ? infinite : finite);
 }
 #endif
@@ -41,12 +44,13 @@ inline constexpr Bf16Table<Code> bf16_table{};
 template <class Code>
 void decode_words(__m512i codes, __m512i& first, __m512i& second) {
   const auto& table = bf16_table<Code>;
-  const __m512i low =
-      _mm512_permutex2var_epi8(_mm512_load_si512(table.low), codes, _mm512_load_si512(table.low + 64));
+  const __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(table.low), codes,
+                                               _mm512_load_si512(table.low + 64));
   const __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(table.high), codes,
                                                 _mm512_load_si512(table.high + 64));
   const __m512i signs = _mm512_set1_epi8(static_cast<char>(0x80));
-  const __m512i with_sign = _mm512_ternarylogic_epi32(high, codes, signs, 0xF8);  // high | codes & signs
+  const __m512i with_sign =
+      _mm512_ternarylogic_epi32(high, codes, signs, 0xF8);  // high | codes & signs
   first = _mm512_unpacklo_epi8(low, with_sign);
   second = _mm512_unpackhi_epi8(low, with_sign);
 }
@@ -61,7 +65,8 @@ void decode_row(const Code* from, To* to, Index n) {
     const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
     for (; j + 64 <= n; j += 64) {
       __m512i first, second;
-      decode_words<Code>(_mm512_permutexvar_epi64(order, _mm512_loadu_si512(from + j)), first, second);
+      decode_words<Code>(_mm512_permutexvar_epi64(order, _mm512_loadu_si512(from + j)), first,
+                         second);
       _mm512_storeu_si512(to + j, first);
       _mm512_storeu_si512(to + j + 32, second);
     }

@@ -234,9 +234,8 @@ inline constexpr bool exact_in_bf16 = std::is_same_v<std::remove_const_t<T>, bf1
 
 // The kernel of a product, by the types of its operands and its output.
 template <class TA, class TB, class TC>
-using KernelFor =
-    std::conditional_t<std::is_same_v<accum_t<TC>, double>, FmaKernel<double>,
-                       std::conditional_t<exact_in_bf16<TA> && exact_in_bf16<TB>, Bf16Kernel,
-                                          FmaKernel<float>>>;
+using KernelFor = std::conditional_t<
+    std::is_same_v<accum_t<TC>, double>, FmaKernel<double>,
+    std::conditional_t<exact_in_bf16<TA> && exact_in_bf16<TB>, Bf16Kernel, FmaKernel<float>>>;
 
 }  // namespace dsv3::detail

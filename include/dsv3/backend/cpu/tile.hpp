@@ -63,9 +63,9 @@ struct ScaledTarget {
   using Sum = typename Kernel::Sum;
   Sum* c;
   Index stride;
-  bool add;                  // in the first segment; the others always add
-  Index steps_each;          // of a segment
-  const Sum* row_scales;     // [segments][row_stride]
+  bool add;               // in the first segment; the others always add
+  Index steps_each;       // of a segment
+  const Sum* row_scales;  // [segments][row_stride]
   Index row_stride;
   const Sum* column_scales;  // [segments][2 lanes]
 
@@ -141,9 +141,9 @@ void multiply_rows(Index steps, const typename Kernel::Packed* a, Index a_stride
   const Index segments = each > 0 ? (steps + each - 1) / each : 1;
   for (Index i = 0; i < segments; ++i) {
     const Index first = i * each, count = std::min(each, steps - first);
-    micro_kernel<Kernel, Rows>(count, a + first * Kernel::step, a_stride,
-                               b + first * 2 * Kernel::S::lanes * Kernel::step, target.segment(i),
-                               skip, ahead.share(share * segments + i, shares * segments, count, b));
+    micro_kernel<Kernel, Rows>(
+        count, a + first * Kernel::step, a_stride, b + first * 2 * Kernel::S::lanes * Kernel::step,
+        target.segment(i), skip, ahead.share(share * segments + i, shares * segments, count, b));
   }
 }
 
@@ -327,11 +327,10 @@ void product_tile(const ScaledProductOf<TA, TB, TC>& product, Index i, Index row
       const bool more = s + width < columns;
       const Ahead ahead = ahead_of<Kernel>(product.b, j + (more ? s + width : 0),
                                            more ? k : k + depth, product.depth, j + columns);
-      multiply_panel<Kernel>(
-          rows, steps, left, left_stride, panel,
-          ScaledTarget<Kernel>{sums + s, sums_stride, k > 0, segment / step, row_scales,
-                               TileLimits::rows, column_scales},
-          ahead);
+      multiply_panel<Kernel>(rows, steps, left, left_stride, panel,
+                             ScaledTarget<Kernel>{sums + s, sums_stride, k > 0, segment / step,
+                                                  row_scales, TileLimits::rows, column_scales},
+                             ahead);
     }
     k += Kernel::depth;
   } while (k < product.depth);
