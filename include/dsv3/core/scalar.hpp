@@ -52,20 +52,22 @@ struct NarrowFloat {
   static constexpr std::uint32_t least_normal = static_cast<std::uint32_t>(128 - bias) << 23;
   static constexpr float least_subnormal =
       __builtin_bit_cast(float, static_cast<std::uint32_t>(128 - bias - mantissa) << 23);
-  static constexpr float at_subnormals = least_subnormal * 8388608.0f;
 
   /// To nearest, ties to even.
   DSV3_HD static constexpr std::uint32_t encode(float value, Overflow overflow) {
     const auto u = __builtin_bit_cast(std::uint32_t, value);
     const std::uint32_t magnitude = u & 0x7FFFFFFFu;
-    const bool subnormal = magnitude < least_normal;
-    const std::uint32_t odd = (magnitude >> shift) & 1u;
-    const std::uint32_t upper = ((magnitude + (half - 1) + odd) >> shift) - offset;
-    // Beside 2^23 times the smallest subnormal, an addition rounds to a multiple of the latter.
-    const float sum = __builtin_bit_cast(float, subnormal ? magnitude : 0u) + at_subnormals;
-    const std::uint32_t lower =
-        __builtin_bit_cast(std::uint32_t, sum) - __builtin_bit_cast(std::uint32_t, at_subnormals);
-    return finish(u, subnormal ? lower : upper, overflow);
+    const std::uint32_t bounded = magnitude < largest_bits ? magnitude : largest_bits;
+    // One step of the format at this value's binade is 2^(exponent - mantissa); subnormals have
+    // that of the least normal number. Beside 2^23 steps an addition rounds to whole steps.
+    const std::uint32_t exponent = bounded & 0x7F800000u;
+    const std::uint32_t binade = exponent > least_normal ? exponent : least_normal;
+    const std::uint32_t anchor = binade + (static_cast<std::uint32_t>(shift) << 23);
+    const float sum = __builtin_bit_cast(float, bounded) + __builtin_bit_cast(float, anchor);
+    const std::uint32_t steps = __builtin_bit_cast(std::uint32_t, sum) - anchor;
+    const std::uint32_t code = steps + (binade >> shift) - (least_normal >> shift);
+    return finish(u,
+                  overflow == Overflow::propagate && magnitude > last_tie ? overflow_code : code);
   }
 
   /// Up or down with the probability that makes the expected value exact, by 32 uniform bits.
@@ -80,7 +82,8 @@ struct NarrowFloat {
     const float fraction = steps - static_cast<float>(whole);
     const std::uint32_t lower =
         whole + (fraction * 16777216.0f > static_cast<float>(random >> 8) ? 1u : 0u);
-    return finish(u, subnormal ? lower : upper, Overflow::saturate);
+    const std::uint32_t code = subnormal ? lower : upper;
+    return finish(u, code > max_code ? max_code : code);
   }
 
   DSV3_HD static constexpr float decode(std::uint32_t code) {
@@ -95,12 +98,13 @@ struct NarrowFloat {
   }
 
  private:
-  DSV3_HD static constexpr std::uint32_t finish(std::uint32_t u, std::uint32_t code,
-                                                Overflow overflow) {
-    const std::uint32_t beyond = overflow == Overflow::saturate ? max_code : overflow_code;
-    const std::uint32_t bounded = code > max_code ? beyond : code;
+  // The largest finite value; beyond last_tie a magnitude is nearer to what would follow it.
+  static constexpr std::uint32_t largest_bits = (max_code + offset) << shift;
+  static constexpr std::uint32_t last_tie = largest_bits + half - (max_code & 1u);
+
+  DSV3_HD static constexpr std::uint32_t finish(std::uint32_t u, std::uint32_t code) {
     const bool is_nan = (u & 0x7FFFFFFFu) > 0x7F800000u;
-    return (is_nan ? nan_code : bounded) | (u >> 31 << (exponent_bits + mantissa));
+    return (is_nan ? nan_code : code) | (u >> 31 << (exponent_bits + mantissa));
   }
 };
 
