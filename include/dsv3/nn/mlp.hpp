@@ -92,17 +92,21 @@ struct Mlp {
     constexpr auto dense = Route::dense;
     if constexpr (QuantizedPolicy<P>) {
       using Code = typename P::code;
+      const char* what = "gradient of down_proj's output";
+      const ArenaScope down(scratch);
+      const auto h = scratch.take<T>({tokens, inter});
       {
-        const ArenaScope down(scratch);
-        const auto h = projection.input_columns(
-            backend, detail::SwigluOf<T, Code>{as_const(saved.a), as_const(saved.b)}, dense,
-            scratch);
-        projection.backward(backend, "gradient of down_proj's output", params.down_proj, h, dy,
-                            dense, da, Output::overwrite, grads.down_proj, scratch);
+        const ArenaScope rows(scratch);
+        projection.backward_input(backend, params.down_proj,
+                                  projection.gradient(backend, what, dy, dense, scratch), da,
+                                  Output::overwrite, scratch);
       }
       for_each_row(backend, tokens,
                    detail::SwigluQuantizedBackwardRow<T, Code>{as_const(saved.a), as_const(saved.b),
-                                                               da, da, db});
+                                                               da, da, db, h});
+      projection.backward_weight(backend, projection.gradient_columns(backend, dy, dense, scratch),
+                                 projection.input_columns(backend, as_const(h), dense, scratch),
+                                 grads.down_proj, scratch);
     } else {
       const auto h = scratch.take<T>({tokens, inter});
       const Linear linear;

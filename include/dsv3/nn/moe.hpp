@@ -118,7 +118,7 @@ struct ExpertBackwardRow {
   }
 };
 
-// The same from saved codes of a and b; h is not needed.
+// The same from saved codes of a and b; h is left without its weight.
 template <class T, class C>
 struct ExpertQuantizedBackwardRow {
   Quantized<const C> a, b;
@@ -126,34 +126,32 @@ struct ExpertQuantizedBackwardRow {
   View<const std::int32_t, 1> pair_of_slot;
   View<const accum_t<T>, 2> weights;
   View<accum_t<T>, 2> dweights;
-  View<T, 2> da, db;  // da may be dh
+  View<T, 2> da, db, h;  // da may be dh
 
   DSV3_HD void operator()(auto team, Index slot) const {
     using A = accum_t<T>;
     const Index k = weights.extent(1), pair = pair_of_slot(slot), t = pair / k, i = pair % k;
-    const Index n = da.extent(1);
+    const Index n = h.extent(1);
     const A w = weights(t, i);
-    A dw = 0;
-    for_each_piece_of_row(a, slot, 0, n, [&](Index first, Index count, const auto& gate_of) {
-      for_each_piece_of_row(b, slot, first, first + count, [&](Index, Index, const auto& up_of) {
-        dw += team.dot(
-            count,
-            [&](Index c) {
-              const A gate = gate_of(first + c);
-              return gate * sigmoid(gate) * up_of(first + c);
-            },
-            [&](Index c) { return A(dh(slot, first + c)); });
-        team.sync();
-        team.each(count, [&](Index c) {
-          const Index j = first + c;
-          const A gate = gate_of(j), up = up_of(j), d = A(dh(slot, j)) * w;
-          const A s = sigmoid(gate);
-          db(slot, j) = T(d * (gate * s));
-          da(slot, j) = T(d * up * s * fma(gate, A(1) - s, A(1)));
+    // f(j, gate, up) for every column; b has the same groups as a.
+    const auto each = [&](auto f) {
+      for_each_piece_of_row(a, slot, 0, n, [&](Index first, Index count, const auto& gate_of) {
+        for_each_piece_of_row(b, slot, first, first + count, [&](Index, Index, const auto& up_of) {
+          team.each(count, [&](Index c) { f(first + c, gate_of(first + c), up_of(first + c)); });
         });
       });
-    });
+    };
+    each([&](Index j, A gate, A up) { h(slot, j) = T(gate * sigmoid(gate) * up); });
+    team.sync();
+    const A dw = team.dot(
+        n, [&](Index j) { return A(h(slot, j)); }, [&](Index j) { return A(dh(slot, j)); });
     team.once([&] { dweights(t, i) = dw; });
+    team.sync();
+    each([&](Index j, A gate, A up) {
+      const A d = A(dh(slot, j)) * w, s = sigmoid(gate);
+      db(slot, j) = T(d * (gate * s));
+      da(slot, j) = T(d * up * s * fma(gate, A(1) - s, A(1)));
+    });
   }
 };
 
@@ -450,11 +448,10 @@ struct Moe {
       using Code = typename P::code;
       using GradientCode = typename P::gradient_code;
       const Projection<P> projection;
-      const auto dslots = scratch.take<T>({pairs, hidden});
-      const ArenaScope scope(scratch);
       const auto da = scratch.take<T>({pairs, I}), db = scratch.take<T>({pairs, I});
       {
         const ArenaScope down(scratch);
+        const auto h = scratch.take<T>({pairs, I});
         const auto dy_codes = projection.gradient(backend, "gradient of the experts' outputs", dy,
                                                   Route::dispatch, scratch);
         const auto dy_slots = dispatch(backend, dy_codes, routing, scratch);
@@ -463,16 +460,15 @@ struct Moe {
         for_each_row(backend, pairs,
                      detail::ExpertQuantizedBackwardRow<T, Code>{
                          as_const(saved.a), as_const(saved.b), da, routing.pair_of_slot,
-                         routing.topk_weights, dweights, da, db});
-        const auto h = projection.template columns<Code>(
-            backend, detail::SwigluOf<T, Code>{as_const(saved.a), as_const(saved.b)}, offsets,
-            Route::dense, scratch);
+                         routing.topk_weights, dweights, da, db, h});
+        const auto h_columns =
+            projection.template columns<Code>(backend, as_const(h), offsets, Route::dense, scratch);
         const auto weighted = projection.template columns<GradientCode>(
             backend,
             detail::WeightedSlots<GradientCode>{dy_slots, routing.pair_of_slot,
                                                 routing.topk_weights},
             offsets, Route::dispatch, scratch);
-        projection.backward_weight(backend, weighted, h, offsets, grads.down_proj, scratch);
+        projection.backward_weight(backend, weighted, h_columns, offsets, grads.down_proj, scratch);
       }
       {
         const ArenaScope up(scratch);
@@ -488,6 +484,7 @@ struct Moe {
         weight_gradient(da, grads.gate_proj);
         weight_gradient(db, grads.up_proj);
       }
+      const auto dslots = scratch.take<T>({pairs, hidden});
       const auto input_gradient = [&](const char* what, const View<const T, 2>& d,
                                       QuantizedStack<const Code> weight, Output output) {
         const ArenaScope one(scratch);

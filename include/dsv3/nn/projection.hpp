@@ -202,6 +202,13 @@ struct Projection<P> {
     return rows<GradientCode>(backend, what, dy, route, Rounding{}, P::gradient_rows, scratch);
   }
 
+  /// A gradient in groups along the tokens, the left operand of dW = dY^T X.
+  template <class Backend>
+  Quantized<const GradientCode> gradient_columns(Backend& backend, View<const T, 2> dy, Route route,
+                                                 Arena& scratch) const {
+    return columns<GradientCode>(backend, dy, {}, route, scratch);
+  }
+
   /// Anything with pieces of rows as an operand of dW = dY^T X: groups of tile x 1, which begin
   /// anew at each segment of offsets [E + 1]; empty offsets: one segment.
   template <class C, class Backend, class Source>
@@ -268,8 +275,8 @@ struct Projection<P> {
       backward_input(backend, weight, rows, dx, output, scratch);
     }
     const ArenaScope scope(scratch);
-    const auto columns_of_dy = columns<GradientCode>(backend, dy, {}, route, scratch);
-    backward_weight(backend, columns_of_dy, x_columns, dweight, scratch);
+    backward_weight(backend, gradient_columns(backend, dy, route, scratch), x_columns, dweight,
+                    scratch);
   }
 
   /// The same for one matrix for each expert, over the rows of its segment.
