@@ -2,6 +2,7 @@
 #pragma once
 
 #include <dsv3/backend/cpu.hpp>
+#include <dsv3/core/moment.hpp>
 #include <dsv3/nn/head.hpp>
 #include <dsv3/nn/mtp.hpp>
 #include <dsv3/nn/transformer.hpp>
@@ -112,7 +113,8 @@ constexpr Index weight_bytes(const ModelConfig& c) {
 /// sums of the gradient norm) come on top: 8 bytes for every expert and for every 4096 parameters.
 template <class P>
 constexpr Index optimizer_bytes(const ModelConfig& c) {
-  return tensor_bytes<P, typename P::master>(c) + 2 * tensor_bytes<P, typename P::moment>(c);
+  return tensor_bytes<P, typename P::master>(c) + tensor_bytes<P, typename P::moment>(c) +
+         tensor_bytes<P, second_moment_t<P>>(c);
 }
 
 namespace detail {

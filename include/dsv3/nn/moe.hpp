@@ -415,7 +415,8 @@ struct Moe {
         const auto b = scratch.take<T>({pairs, moe_intermediate_size});
         projection.forward(backend, params.gate_proj, slots, offsets, a, scratch);
         projection.forward(backend, params.up_proj, slots, offsets, b, scratch);
-        projection.swiglu(backend, as_const(a), as_const(b), saved.a, saved.b, h, scratch);
+        projection.swiglu(backend, input_site("input of down_proj", params.down_proj), as_const(a),
+                          as_const(b), saved.a, saved.b, h, scratch);
       }
       const auto slots = scratch.take<T>({pairs, hidden});
       projection.forward(backend, params.down_proj, Quantized<const Code>(h), offsets, slots,
@@ -452,8 +453,8 @@ struct Moe {
       {
         const ArenaScope down(scratch);
         const auto h = scratch.take<T>({pairs, I});
-        const auto dy_codes = projection.gradient(backend, "gradient of the experts' outputs", dy,
-                                                  Route::dispatch, scratch);
+        const auto site = gradient_site("gradient of the experts' outputs", params.down_proj);
+        const auto dy_codes = projection.gradient(backend, site, dy, Route::dispatch, scratch);
         const auto dy_slots = dispatch(backend, dy_codes, routing, scratch);
         projection.backward_input(backend, params.down_proj, dy_slots, offsets, da,
                                   Output::overwrite, scratch);
@@ -461,10 +462,11 @@ struct Moe {
                      detail::ExpertQuantizedBackwardRow<T, Code>{
                          as_const(saved.a), as_const(saved.b), da, routing.pair_of_slot,
                          routing.topk_weights, dweights, da, db, h});
-        const auto h_columns =
-            projection.template columns<Code>(backend, as_const(h), offsets, Route::dense, scratch);
+        const auto h_columns = projection.template columns<Code>(
+            backend, input_site("input of down_proj", params.down_proj), as_const(h), offsets,
+            Route::dense, scratch);
         const auto weighted = projection.template columns<GradientCode>(
-            backend,
+            backend, {},
             detail::WeightedSlots<GradientCode>{dy_slots, routing.pair_of_slot,
                                                 routing.topk_weights},
             offsets, Route::dispatch, scratch);
@@ -473,22 +475,25 @@ struct Moe {
       {
         const ArenaScope up(scratch);
         const auto slots = dispatch(backend, x.codes, routing, scratch);
-        const auto columns =
-            projection.template columns<Code>(backend, slots, offsets, Route::dispatch, scratch);
-        const auto weight_gradient = [&](const View<const T, 2>& d, View<M, 3> gradient) {
+        const auto columns = projection.template columns<Code>(backend, {}, slots, offsets,
+                                                               Route::dispatch, scratch);
+        const auto weight_gradient = [&](const Site& site, const View<const T, 2>& d,
+                                         View<M, 3> gradient) {
           const ArenaScope one(scratch);
-          const auto d_columns =
-              projection.template columns<GradientCode>(backend, d, offsets, Route::dense, scratch);
+          const auto d_columns = projection.template columns<GradientCode>(
+              backend, site, d, offsets, Route::dense, scratch);
           projection.backward_weight(backend, d_columns, columns, offsets, gradient, scratch);
         };
-        weight_gradient(da, grads.gate_proj);
-        weight_gradient(db, grads.up_proj);
+        weight_gradient(gradient_site("", params.gate_proj), da, grads.gate_proj);
+        weight_gradient(gradient_site("", params.up_proj), db, grads.up_proj);
       }
       const auto dslots = scratch.take<T>({pairs, hidden});
       const auto input_gradient = [&](const char* what, const View<const T, 2>& d,
-                                      QuantizedStack<const Code> weight, Output output) {
+                                      const QuantizedWeightStack<const Code>& weight,
+                                      Output output) {
         const ArenaScope one(scratch);
-        const auto rows = projection.gradient(backend, what, d, Route::dense, scratch);
+        const auto rows =
+            projection.gradient(backend, gradient_site(what, weight), d, Route::dense, scratch);
         projection.backward_input(backend, weight, rows, offsets, dslots, output, scratch);
       };
       input_gradient("gradient of the experts' gate_proj outputs", da, params.gate_proj,
