@@ -309,8 +309,8 @@ void product_tile(const ScaledProductOf<TA, TB, TC>& product, Index i, Index row
   A* row_scales = reinterpret_cast<A*>(at += TileLimits::sum_bytes);
   A* column_scales = reinterpret_cast<A*>(at += TileLimits::row_scale_bytes);
   const Index sums_stride = (columns + width - 1) / width * width, segment = product.segment;
-  Index k = 0;
-  do {
+  if (product.depth == 0) std::fill(sums, sums + rows * sums_stride, A(0));  // no segment writes
+  for (Index k = 0; k < product.depth; k += Kernel::depth) {
     const Index depth = std::min(Kernel::depth, product.depth - k);
     const Index steps = (depth + step - 1) / step, segments = groups_of(depth, segment);
     pack_left<Kernel>(product.a, i, rows, k, depth, left, left_stride);
@@ -332,8 +332,7 @@ void product_tile(const ScaledProductOf<TA, TB, TC>& product, Index i, Index row
                                                   row_scales, TileLimits::rows, column_scales},
                              ahead);
     }
-    k += Kernel::depth;
-  } while (k < product.depth);
+  }
   finish_tile(sums, sums_stride, product.c + i * product.c_stride + j, product.c_stride, rows,
               columns, add);
 }
