@@ -142,8 +142,8 @@ Index scale_segment(const char* caller, const OperandScales<S>& a, const Operand
     segment = scales->k_group;
   }
   for (const OperandScales<S>* scales : {&a, &b})
-    if (scales->k_stride != 0 &&
-        (scales->k_group % segment != 0 || segment < TileLimits::least_segment))
+    if (scales->k_stride != 0 && (scales->k_group % segment != 0 || 128 % segment != 0 ||
+                                  segment < TileLimits::least_segment))
       throw std::invalid_argument(std::string(caller) + ": groups along the sum (" +
                                   std::to_string(scales->k_group) +
                                   ") must be a multiple of segments (" + std::to_string(segment) +

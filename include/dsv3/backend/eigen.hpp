@@ -98,13 +98,13 @@ void gemm(EigenCpu&, ProductTag<p>, Quantized<CA> a, Quantized<CB> b, View<TC, 2
   constexpr bool left = p != Product::tn, right = p == Product::nt;
   const auto sa = detail::operand_scales(a, left), sb = detail::operand_scales(b, right);
   const Index depth = a.extent(left ? 1 : 0), rows = c.extent(0), columns = c.extent(1);
-  Index segment = 128;
-  if (sa.k_stride != 0) segment = std::min(segment, sa.k_group);
-  if (sb.k_stride != 0) segment = std::min(segment, sb.k_group);
   RowMajor<S> total = RowMajor<S>::Zero(rows, columns);
-  RowMajor<double> x(rows, segment), y(columns, segment);
-  for (Index k = 0; k < depth; k += segment) {
-    const Index count = std::min(segment, depth - k);
+  RowMajor<double> x(rows, 128), y(columns, 128);
+  Index count = 0;
+  for (Index k = 0; k < depth; k += count) {
+    count = std::min(Index{128}, depth - k);
+    for (const auto& scales : {sa, sb})
+      if (scales.k_stride != 0) count = std::min(count, scales.k_group - k % scales.k_group);
     for (Index j = 0; j < count; ++j) {
       for (Index i = 0; i < rows; ++i)
         x(i, j) = double(S(left ? a.codes(i, k + j) : a.codes(k + j, i)));

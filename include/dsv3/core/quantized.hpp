@@ -204,9 +204,9 @@ struct OperandScales {
 template <class C>
 DSV3_HD constexpr OperandScales<accum_t<C>> operand_scales(const Quantized<C>& q,
                                                            bool columns_are_k) {
-  // Where there is one group, the scale does not move, whatever the index.
-  const Index down = q.scales.extents[0] == 1 ? 0 : q.scales.strides[0];
-  const Index across = q.scales.extents[1] == 1 ? 0 : q.scales.strides[1];
+  // Where there is one group (or none), the scale does not move, whatever the index.
+  const Index down = q.scales.extents[0] <= 1 ? 0 : q.scales.strides[0];
+  const Index across = q.scales.extents[1] <= 1 ? 0 : q.scales.strides[1];
   if (columns_are_k) return {q.scales.data, q.group_rows, down, q.group_columns, across};
   return {q.scales.data, q.group_columns, across, q.group_rows, down};
 }

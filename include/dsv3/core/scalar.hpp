@@ -35,39 +35,42 @@ enum class Overflow {
 namespace detail {
 
 // One narrow format: bits of exponent and mantissa, the largest finite code, and the code that
-// stands for an overflow in Overflow::propagate. Spec 7.1. All functions are free of branches, so
-// that loops over them vectorise and every instruction set gives the same codes.
+// stands for an overflow in Overflow::propagate, which is the next. Spec 7.1.
+//
+// Loops over encode and decode vectorise, and every instruction set gives the same codes, because
+// there is one path: a compiler makes a branch of a choice between two values, and may not
+// vectorise floating-point arithmetic on either side of it. So bounds are minima, and what must not
+// count is made zero.
 template <int exponent_bits, int mantissa, std::uint32_t max_code, std::uint32_t overflow_code>
 struct NarrowFloat {
+  static_assert(overflow_code == max_code + 1);
   static constexpr int bias = (1 << (exponent_bits - 1)) - 1;
-  static constexpr std::uint32_t sign_bit = 1u << (exponent_bits + mantissa);
+  static constexpr int width = exponent_bits + mantissa;  // without the sign
+  static constexpr std::uint32_t first_normal = 1u << mantissa;
+  static constexpr std::uint32_t sign_bit = 1u << width;
   static constexpr std::uint32_t nan_code = sign_bit - 1;
   static constexpr std::uint32_t largest = max_code;
-  /// The code of infinity; a value that no magnitude has where the format has none.
-  static constexpr std::uint32_t infinite_code =
-      overflow_code == nan_code ? 2 * sign_bit : overflow_code;
   static constexpr int shift = 23 - mantissa;
   static constexpr std::uint32_t half = 1u << (shift - 1);
   static constexpr std::uint32_t offset = static_cast<std::uint32_t>(127 - bias) << mantissa;
   static constexpr std::uint32_t least_normal = static_cast<std::uint32_t>(128 - bias) << 23;
   static constexpr float least_subnormal =
       __builtin_bit_cast(float, static_cast<std::uint32_t>(128 - bias - mantissa) << 23);
+  static constexpr float at_subnormals = least_subnormal * 8388608.0f;
 
   /// To nearest, ties to even.
   DSV3_HD static constexpr std::uint32_t encode(float value, Overflow overflow) {
     const auto u = __builtin_bit_cast(std::uint32_t, value);
     const std::uint32_t magnitude = u & 0x7FFFFFFFu;
-    const std::uint32_t bounded = magnitude < largest_bits ? magnitude : largest_bits;
-    // One step of the format at this value's binade is 2^(exponent - mantissa); subnormals have
-    // that of the least normal number. Beside 2^23 steps an addition rounds to whole steps.
-    const std::uint32_t exponent = bounded & 0x7F800000u;
-    const std::uint32_t binade = exponent > least_normal ? exponent : least_normal;
-    const std::uint32_t anchor = binade + (static_cast<std::uint32_t>(shift) << 23);
-    const float sum = __builtin_bit_cast(float, bounded) + __builtin_bit_cast(float, anchor);
-    const std::uint32_t steps = __builtin_bit_cast(std::uint32_t, sum) - anchor;
-    const std::uint32_t code = steps + (binade >> shift) - (least_normal >> shift);
-    return finish(u,
-                  overflow == Overflow::propagate && magnitude > last_tie ? overflow_code : code);
+    const std::uint32_t below = magnitude < least_normal ? magnitude : least_normal;
+    const std::uint32_t above = magnitude - below + least_normal;
+    const std::uint32_t odd = (above >> shift) & 1u;
+    const std::uint32_t upper = ((above + (half - 1) + odd) >> shift) - offset;
+    // Beside 2^23 times the smallest subnormal, an addition rounds to a multiple of the latter.
+    const float sum = __builtin_bit_cast(float, below) + at_subnormals;
+    const std::uint32_t lower =
+        __builtin_bit_cast(std::uint32_t, sum) - __builtin_bit_cast(std::uint32_t, at_subnormals);
+    return finish(u, lower + upper - first_normal, overflow);  // one of the two is first_normal
   }
 
   /// Up or down with the probability that makes the expected value exact, by 32 uniform bits.
@@ -80,35 +83,33 @@ struct NarrowFloat {
         __builtin_bit_cast(float, subnormal ? magnitude : 0u) * (1.0f / least_subnormal);
     const auto whole = static_cast<std::uint32_t>(steps);
     const float fraction = steps - static_cast<float>(whole);
-    const std::uint32_t lower =
-        whole + (fraction * 16777216.0f > static_cast<float>(random >> 8) ? 1u : 0u);
-    const std::uint32_t code = subnormal ? lower : upper;
-    return finish(u, code > max_code ? max_code : code);
+    // In 24 bits, cut off: what is below 2^-24 of a step stays zero, as groups without scale need.
+    const auto chance = static_cast<std::int32_t>(fraction * 16777216.0f);
+    const std::uint32_t lower = whole + (chance > static_cast<std::int32_t>(random >> 8) ? 1u : 0u);
+    return finish(u, subnormal ? lower : upper, Overflow::saturate);
   }
 
-  /// Selections are of integers and the one subtraction is for all codes, so that loops vectorise:
-  /// a subnormal is read with the exponent of the least normal number, which is then taken off.
   DSV3_HD static constexpr float decode(std::uint32_t code) {
-    const std::uint32_t sign = (code & sign_bit) << (31 - exponent_bits - mantissa);
+    const std::uint32_t sign = (code & sign_bit) << (31 - width);
     const std::uint32_t magnitude = code & nan_code;
-    const bool subnormal = magnitude >> mantissa == 0;
-    const std::uint32_t read = magnitude + offset + (subnormal ? 1u << mantissa : 0u);
-    const float finite = __builtin_bit_cast(float, read << shift) -
-                         __builtin_bit_cast(float, subnormal ? least_normal : 0u);
-    const std::uint32_t beyond = magnitude == infinite_code ? 0x7F800000u : 0x7FC00000u;
-    const std::uint32_t bits =
-        magnitude > max_code ? beyond : __builtin_bit_cast(std::uint32_t, finite);
-    return __builtin_bit_cast(float, sign | bits);
+    // A subnormal code is the first normal one with its mantissa, less the smallest normal value.
+    const std::uint32_t subnormal = 1u - ((magnitude + (sign_bit - first_normal)) >> width);
+    const std::uint32_t upper = (magnitude + offset + (subnormal << mantissa)) << shift;
+    const std::uint32_t excess = (0u - subnormal) & least_normal;
+    const float finite = __builtin_bit_cast(float, upper) - __builtin_bit_cast(float, excess);
+    // Beyond the largest code the exponent is that of infinity.
+    const std::uint32_t beyond = (magnitude + (nan_code - largest)) >> width;
+    return __builtin_bit_cast(
+        float, sign | __builtin_bit_cast(std::uint32_t, finite) | ((0u - beyond) & 0x7F800000u));
   }
 
  private:
-  // The largest finite value; beyond last_tie a magnitude is nearer to what would follow it.
-  static constexpr std::uint32_t largest_bits = (max_code + offset) << shift;
-  static constexpr std::uint32_t last_tie = largest_bits + half - (max_code & 1u);
-
-  DSV3_HD static constexpr std::uint32_t finish(std::uint32_t u, std::uint32_t code) {
+  DSV3_HD static constexpr std::uint32_t finish(std::uint32_t u, std::uint32_t code,
+                                                Overflow overflow) {
+    const std::uint32_t beyond = overflow == Overflow::saturate ? max_code : overflow_code;
+    const std::uint32_t bounded = code < beyond ? code : beyond;
     const bool is_nan = (u & 0x7FFFFFFFu) > 0x7F800000u;
-    return (is_nan ? nan_code : code) | (u >> 31 << (exponent_bits + mantissa));
+    return bounded | (is_nan ? nan_code : 0u) | (u >> 31 << width);
   }
 };
 

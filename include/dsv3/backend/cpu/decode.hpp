@@ -11,14 +11,16 @@ template <class Format, class Lanes>
 typename Lanes::U32 decode_bits(typename Lanes::U32 code) {
   using U32 = typename Lanes::U32;
   const U32 magnitude = code & Format::nan_code;
-  const auto lower =
-      __builtin_convertvector(magnitude, typename Lanes::F32) * Format::least_subnormal;
-  const U32 upper = (magnitude + Format::offset) << Format::shift;
-  const U32 finite =
-      (magnitude >> (23 - Format::shift)) == 0 ? reinterpret_cast<U32>(lower) : upper;
-  const U32 infinite =
-      (magnitude == Format::infinite_code) ? U32{} + 0x7F800000u : U32{} + 0x7FC00000u;
-  return (code & Format::sign_bit) << 24 | (magnitude > Format::largest ? infinite : finite);
+  const U32 subnormal =
+      1u - ((magnitude + (Format::sign_bit - Format::first_normal)) >> Format::width);
+  const U32 upper = (magnitude + Format::offset + subnormal * Format::first_normal)
+                    << Format::shift;
+  const U32 excess = -subnormal & Format::least_normal;
+  const auto finite =
+      reinterpret_cast<typename Lanes::F32>(upper) - reinterpret_cast<typename Lanes::F32>(excess);
+  const U32 beyond = (magnitude + (Format::nan_code - Format::largest)) >> Format::width;
+  return (code & Format::sign_bit) << (31 - Format::width) | reinterpret_cast<U32>(finite) |
+         (-beyond & 0x7F800000u);
 }
 #endif
 

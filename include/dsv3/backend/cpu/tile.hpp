@@ -398,16 +398,15 @@ void product_tile(const ScaledProductOf<TA, TB, TC>& product, Index i, Index row
   const bool few = rows * (all + pad) * static_cast<Index>(sizeof(P)) <= TileLimits::left_bytes &&
                    rows * (all / segment) <= scales_most;
   const Index block = few ? std::max(all, Kernel::depth) : Kernel::depth, left_stride = block + pad;
-  Index begin = 0;
-  do {  // once where depth is 0: the sum is then 0
+  if (product.depth == 0) std::fill(sums, sums + rows * sums_stride, A(0));  // no segment writes
+  for (Index begin = 0; begin < product.depth; begin += block) {
     const Index length = std::min(block, product.depth - begin);
     pack_left<Kernel>(product.a, i, rows, begin, length, left, left_stride);
     for (Index g = 0; g < groups_of(length, segment); ++g)
       copy_scales(product.a_scales, i, rows, begin + g * segment, row_scales + g * rows);
     for (Index s = 0; s < columns; s += width) {
       const Index n = std::min(width, columns - s);
-      Index k = 0;
-      do {
+      for (Index k = 0; k < length; k += Kernel::depth) {
         const Index depth = std::min(Kernel::depth, length - k), from = begin + k;
         for (Index g = 0; g < groups_of(depth, segment); ++g)
           copy_scales(product.b_scales, j + s, n, from + g * segment, column_scales + g * width);
@@ -424,11 +423,9 @@ void product_tile(const ScaledProductOf<TA, TB, TC>& product, Index i, Index row
           multiply_panel<Kernel>(rows, (depth + step - 1) / step, left + k, left_stride, panel,
                                  target, ahead);
         }
-        k += Kernel::depth;
-      } while (k < length);
+      }
     }
-    begin += block;
-  } while (begin < product.depth);
+  }
   finish_tile(sums, sums_stride, product.c + i * product.c_stride + j, product.c_stride, rows,
               columns, add);
 }
