@@ -24,7 +24,10 @@ enum class Route {
 /// scale in delayed scaling.
 struct Site {
   const char* what = "";
-  View<float, 1> history = {};  // [1 + history]; or empty
+  View<float, 1> history;  // [1 + history]; or empty
+
+  Site() = default;
+  Site(const char* name, View<float, 1> amax = {}) : what(name), history(amax) {}
 };
 
 /// The input of a projection, or the gradient in its output.
