@@ -6,6 +6,7 @@
 #include <dsv3/nn/chunks.hpp>
 #include <dsv3/nn/initialize.hpp>
 #include <dsv3/nn/transformer.hpp>
+#include <set>
 #include <string_view>
 
 namespace dsv3 {
@@ -120,13 +121,11 @@ class Model {
   void for_each_history(auto&& f) const {
     if constexpr (QuantizedPolicy<P>)
       if constexpr (P::history > 0) {
-        const float* last = nullptr;  // the experts of a layer share one
+        std::set<const float*> seen;  // the experts of a layer share one
         dsv3::for_each_tensor<P>(
             [&](const std::string& name, auto operand) {
               if constexpr (requires { operand.history; }) {
-                if (operand.history.data == last) return;
-                last = operand.history.data;
-                f(name, operand.history);
+                if (seen.insert(operand.history.data).second) f(name, operand.history);
               }
             },
             writable_operands_);
