@@ -83,7 +83,7 @@ struct RuleOf : dsv3::Fp8 {
   using residual = float;
   using weight = float;
   static constexpr double amax_min = parity ? 1e-4 : 0;
-  static constexpr bool power_of_two = pow2;
+  static constexpr bool power_of_two = pow2, power_of_two_dispatch = pow2;
 };
 
 template <class P, class Backend>
