@@ -159,7 +159,7 @@ struct Projection<P> {
                  View<const V, 1> weight, View<const In, 2> x, Operand y, View<T, 2> plain,
                  Route route, Arena& scratch) const {
     const Index tokens = x.extent(0), features = x.extent(1);
-    if constexpr (P::checked) check_finite(backend, what, x, scratch);
+    if constexpr (P::checked) detail::check_finite(backend, what, x, scratch);
     if constexpr (P::tile == 0) {
       const ArenaScope scope(scratch);
       const auto n = plain.extent(0) ? plain : scratch.take<T>({tokens, features});
@@ -178,8 +178,8 @@ struct Projection<P> {
   void swiglu(Backend& backend, View<const T, 2> a, View<const T, 2> b, Stored saved_a,
               Stored saved_b, Quantized<Code> h, Arena& scratch) const {
     if constexpr (P::checked) {
-      check_finite(backend, "output of gate_proj", a, scratch);
-      check_finite(backend, "output of up_proj", b, scratch);
+      detail::check_finite(backend, "output of gate_proj", a, scratch);
+      detail::check_finite(backend, "output of up_proj", b, scratch);
     }
     const ScaleRule scale_rule = rule(Route::dense);
     if constexpr (P::tile == 0) {
@@ -294,7 +294,7 @@ struct Projection<P> {
   template <class C, class Backend, class Round>
   Quantized<const C> rows(Backend& backend, const char* what, View<const T, 2> x, Route route,
                           Round rounding, Index together, Arena& scratch) const {
-    if constexpr (P::checked) check_finite(backend, what, x, scratch);
+    if constexpr (P::checked) detail::check_finite(backend, what, x, scratch);
     const Index tokens = x.extent(0);
     const auto q = take_quantized<C>(scratch, tokens, x.extent(1), P::tile ? 1 : 0, P::tile);
     if constexpr (P::tile == 0) {
