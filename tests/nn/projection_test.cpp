@@ -32,6 +32,10 @@ struct Identity : Fp64 {  // codes that are the numbers themselves
   static constexpr Accumulation accumulation = {};
 };
 
+struct Short : Fp8 {
+  static constexpr Accumulation accumulation = {.bits = 14, .interval = 64};
+};
+
 constexpr float infinity = std::numeric_limits<float>::infinity();
 constexpr float none = std::numeric_limits<float>::quiet_NaN();
 
@@ -111,6 +115,74 @@ TEST_CASE("A projection on codes of double is a linear layer to the bit") {
                  Output::overwrite, dw2, arena);
   CHECK(same_bits(dx, dx2));
   CHECK(same_bits(dw, dw2));
+}
+
+TEST_CASE("A policy with a short accumulator multiplies with it, in all three directions") {
+  Cpu backend(2);
+  Memory memory;
+  constexpr Index tokens = 5, in = 137, out = 11;
+  const Projection<Short> projection;
+  const Accumulation rule = Short::accumulation;
+  auto& arena = memory.arena;
+  const auto x = memory.random<bf16>({tokens, in}), dy = memory.random<bf16>({tokens, out});
+  const auto w = memory.random<float>({out, in});
+  const auto offsets = memory.empty<Index>({3});
+  offsets(0) = 0, offsets(1) = 3, offsets(2) = 5;
+  const View<const Index, 1> at = offsets;
+  const auto wq = take_quantized<e4m3>(arena, out, in, 128, 128);
+  quantize_weights(backend, as_const(w), wq, {});
+  const QuantizedStack<const e4m3> both(View<const e4m3, 3>(wq.codes.data, {1, out, in}), wq.scales,
+                                        128, 128);
+  const auto one = [&](Index last) { return View<const Index, 1>(&offsets(last - 1), {2}); };
+  const auto xq = projection.input(backend, "x", as_const(x), Route::dense, arena);
+  const auto dyq = projection.gradient(backend, "dy", as_const(dy), Route::dense, arena);
+  const auto xt = projection.columns<e4m3>(backend, xq, at, Route::dense, arena);
+  const auto dyt = projection.columns<e4m3>(backend, as_const(dy), at, Route::dense, arena);
+  const auto x1 = projection.input_columns(backend, xq, Route::dense, arena);
+  const auto dy1 = projection.columns<e4m3>(backend, as_const(dy), {}, Route::dense, arena);
+  const auto check = [&](const auto& shape, auto ours, auto theirs) {
+    const auto a = memory.zeros<float>(shape), b = memory.zeros<float>(shape);
+    ours(a);
+    theirs(b);
+    CHECK(same_bits(a, b));
+  };
+  const Index y_shape[] = {tokens, out}, x_shape[] = {tokens, in}, w_shape[] = {out, in};
+  const Index experts_shape[] = {2, out, in};
+  constexpr auto overwrite = Output::overwrite;
+  check(
+      y_shape, [&](auto y) { projection.forward(backend, as_const(wq), xq, y, arena); },
+      [&](auto y) { emulated_gemm(backend, nt, xq, as_const(wq), y, overwrite, rule, arena); });
+  check(
+      x_shape,
+      [&](auto dx) { projection.backward_input(backend, as_const(wq), dyq, dx, overwrite, arena); },
+      [&](auto dx) { emulated_gemm(backend, nn, dyq, as_const(wq), dx, overwrite, rule, arena); });
+  check(
+      w_shape, [&](auto dw) { projection.backward_weight(backend, dy1, x1, dw, arena); },
+      [&](auto dw) { emulated_gemm(backend, tn, dy1, x1, dw, overwrite, rule, arena); });
+  check(
+      y_shape,
+      [&](auto y) {
+        projection.forward(backend, both, xq.rows(0, 3), one(1), y.rows(0, 3), arena);
+      },
+      [&](auto y) {
+        emulated_grouped_gemm(backend, nt, xq.rows(0, 3), both, y.rows(0, 3), one(1), overwrite,
+                              rule, arena);
+      });
+  check(
+      x_shape,
+      [&](auto dx) {
+        projection.backward_input(backend, both, dyq.rows(0, 3), one(1), dx.rows(0, 3), overwrite,
+                                  arena);
+      },
+      [&](auto dx) {
+        emulated_grouped_gemm(backend, nn, dyq.rows(0, 3), both, dx.rows(0, 3), one(1), overwrite,
+                              rule, arena);
+      });
+  check(
+      experts_shape, [&](auto dw) { projection.backward_weight(backend, dyt, xt, at, dw, arena); },
+      [&](auto dw) {
+        emulated_grouped_gemm(backend, tn, dyt, xt, dw, at, overwrite, rule, arena);
+      });
 }
 
 // --- The checked mode ---
