@@ -77,7 +77,8 @@ class Guarded {
   /// The Cpu, for what needs none of its memory.
   const dsv3::Cpu& closed_cpu() const { return cpu_; }
 
-  /// Throws unless the view lies in this backend's memory; other arguments are not looked at.
+  /// Throws unless the view, or codes and scales, lie in this backend's memory; other arguments are
+  /// not looked at.
   template <class T, int Rank>
   void require_own(const char* caller, const dsv3::View<T, Rank>& view) const {
     if (view.size() == 0) return;
@@ -85,6 +86,24 @@ class Guarded {
     for (int d = 0; d < Rank; ++d) last += (view.extent(d) - 1) * view.strides[d];
     if (!owns(view.data, (last + 1) * static_cast<Index>(sizeof(T))))
       throw std::invalid_argument(std::string(caller) + ": a view is not in the backend's memory");
+  }
+  template <class C>
+  void require_own(const char* caller, const dsv3::Quantized<C>& q) const {
+    require_own(caller, q.codes);
+    require_own(caller, q.scales);
+  }
+  template <class C>
+  void require_own(const char* caller, const dsv3::QuantizedStack<C>& q) const {
+    require_own(caller, q.codes);
+    require_own(caller, q.scales);
+  }
+  template <class S>
+  void require_own(const char* caller, const dsv3::Scales<S>& s) const {
+    const Index n = s.extents[0], m = s.extents[1];
+    if (n * m == 0) return;
+    const Index last = (n - 1) * s.strides[0] + (m - 1) * s.strides[1];
+    if (!owns(s.data, (last + 1) * static_cast<Index>(sizeof(S))))
+      throw std::invalid_argument(std::string(caller) + ": scales are not in the backend's memory");
   }
   void require_own(const char*, const auto&) const {}
 

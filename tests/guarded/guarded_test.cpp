@@ -113,6 +113,20 @@ TEST_CASE("Guarded refuses host memory where its own belongs, and the reverse") 
   CHECK_THROWS_WITH(gemm(backend, nn, own, foreign, own, Output::add),
                     "gemm: a view is not in the backend's memory");
   CHECK_NOTHROW(copy_to_backend(backend, buffer.data(), host, 64));
+  const auto codes = [&](void* values, void* scales) {
+    return Quantized<const e4m3>{{static_cast<const e4m3*>(values), {2, 2}},
+                                 {static_cast<const float*>(scales), 2, 1},
+                                 1,
+                                 2};
+  };
+  CHECK_NOTHROW(gemm(backend, nt, codes(buffer.data(), buffer.data()),
+                     codes(buffer.data(), buffer.data()), own, Output::overwrite));
+  CHECK_THROWS_WITH(gemm(backend, nt, codes(buffer.data(), buffer.data()),
+                         codes(host, buffer.data()), own, Output::overwrite),
+                    "gemm: a view is not in the backend's memory");
+  CHECK_THROWS_WITH(gemm(backend, nt, codes(buffer.data(), host),
+                         codes(buffer.data(), buffer.data()), own, Output::overwrite),
+                    "gemm: scales are not in the backend's memory");
 }
 
 TEST_CASE("a failing primitive closes the memory again") {
@@ -197,4 +211,5 @@ TEST_CASE("three training steps on Guarded have the bits of Cpu") {
   Guarded guarded(2);
   CHECK(small::train<Fp32>(guarded) == small::train<Fp32>(cpu));
   CHECK(small::train<Bf16>(guarded) == small::train<Bf16>(cpu));
+  CHECK(small::train<Fp8>(guarded) == small::train<Fp8>(cpu));
 }

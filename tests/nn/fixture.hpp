@@ -47,7 +47,7 @@ struct Memory {
   template <class T, int Rank>
   View<T, Rank> zeros(const Index (&shape)[Rank]) {
     const auto view = arena.take<T>(shape);
-    for (Index i = 0; i < view.size(); ++i) view.data[i] = T(0);
+    for (Index i = 0; i < view.size(); ++i) view.data[i] = T(0.0f);
     return view;
   }
   /// Numbers in (-scale, scale).

@@ -107,6 +107,48 @@ TEST_CASE("A factor of 0 skips the step: weights, moments and operands keep thei
   CHECK(std::vector<std::byte>(bytes, bytes + memory.arena.used()) == before);
 }
 
+TEST_CASE_TEMPLATE("A block of codes has the bits of AdamWRow, then of quantize_weights", Moment,
+                   bf16, float) {
+  Cpu backend(2);
+  constexpr Index rows = 131, columns = 259, n = rows * columns;
+  for (const Index block : {128, 32, 0})
+    for (const double factor : {1.0, 0.25, 0.0}) {
+      Memory memory(Index{1} << 23);
+      const auto w = memory.random<float>({rows, columns}),
+                 g = memory.random<float>({rows, columns});
+      const auto m = memory.zeros<Moment>({rows, columns}),
+                 v = memory.zeros<Moment>({rows, columns});
+      const auto w2 = memory.empty<float>({rows, columns});
+      const auto m2 = memory.zeros<Moment>({rows, columns}),
+                 v2 = memory.zeros<Moment>({rows, columns});
+      std::copy(w.data, w.data + n, w2.data);
+      const auto q = take_quantized<e4m3>(memory.arena, rows, columns, block, block);
+      const auto q2 = take_quantized<e4m3>(memory.arena, rows, columns, block, block);
+      const ScaleRule scale{1e-4, false};
+      quantize_weights(backend, as_const(w), q, scale);
+      const double norm[] = {4, factor};
+      for (int t = 1; t <= 3; ++t) {
+        const AdamW rule = at_step({.lr = 1e-2}, t);
+        for_each_row(backend, q.scales.extents[0] * q.scales.extents[1],
+                     detail::AdamWBlock<float, Moment, e4m3>{
+                         rule, {norm, {2}}, w, as_const(g), m, v, q, scale});
+        for_each_row(
+            backend, chunks(n),
+            detail::AdamWRow<float, Moment, bf16>{
+                rule, {norm, {2}}, w2.flat(), as_const(g.flat()), m2.flat(), v2.flat(), {}});
+      }
+      quantize_weights(backend, as_const(w2), q2, scale);
+      CAPTURE(block);
+      CAPTURE(factor);
+      CHECK(same_bits(w, w2));
+      CHECK(same_bits(m, m2));
+      CHECK(same_bits(v, v2));
+      CHECK(same_bits(q.codes, q2.codes));
+      for (Index i = 0; i < q.scales.extents[0] * q.scales.extents[1]; ++i)
+        REQUIRE(q.scales.data[i] == q2.scales.data[i]);
+    }
+}
+
 TEST_CASE("The gradient norm is over all tensors, in double, and clips by min(1, c / (n + 1e-6))") {
   Cpu backend(2);
   Memory memory;

@@ -1,6 +1,7 @@
 // Products of codes as a tensor core with a short accumulator adds them up: for studies, not fast.
 #pragma once
 
+#include <dsv3/core/math.hpp>
 #include <dsv3/core/precision.hpp>
 #include <dsv3/core/product.hpp>
 #include <dsv3/core/quantized.hpp>
@@ -19,10 +20,11 @@ struct TransposeRow {
   }
 };
 
-// x without its lowest bits: `bits` significant ones stay.
-DSV3_HD inline float truncate_significand(float x, int bits) {
-  const std::uint32_t mask = ~((1u << (24 - bits)) - 1u);
-  return __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, x) & mask);
+// x, cut off after `bits` significant bits, of at most 24.
+DSV3_HD inline float truncate_significand(double x, int bits) {
+  const std::uint64_t mask = ~((std::uint64_t{1} << (53 - bits)) - 1);
+  return static_cast<float>(
+      __builtin_bit_cast(double, __builtin_bit_cast(std::uint64_t, x) & mask));
 }
 
 // accumulator + sum of 32 products: all of them aligned to the largest exponent among them, each
@@ -47,7 +49,7 @@ DSV3_HD float add_products(float accumulator, const CA* a, const CB* b, Index co
   const float per_unit = 1.0f / unit;  // powers of two: exact
   auto sum = static_cast<std::int32_t>(accumulator * per_unit);
   for (Index i = 0; i < most; ++i) sum += static_cast<std::int32_t>(product[i] * per_unit);
-  return truncate_significand(static_cast<float>(sum) * unit, bits);
+  return truncate_significand(static_cast<double>(sum) * static_cast<double>(unit), bits);
 }
 
 // One row of a product whose operands both lie along K. Row r of c, of which there may be several
@@ -96,18 +98,19 @@ struct EmulatedRow {
         const float next = scale(k);
         if (k == 0) unit = next;
         if (next != unit) {  // the accumulator goes on in units of the new scale
-          accumulator = truncate_significand(accumulator * (unit / next), rule.bits);
+          accumulator = truncate_significand(
+              static_cast<double>(accumulator) * static_cast<double>(unit / next), rule.bits);
           unit = next;
         }
         const Index left = k1 - k0 - k;
         accumulator = add_products(accumulator, &a(i, k0 + k), &b(at, k0 + k),
                                    left < 32 ? left : Index{32}, rule.bits);
         if (rule.interval > 0 && (k + 32) % rule.interval == 0) {
-          total += accumulator * unit;
+          total = fma(accumulator, unit, total);
           accumulator = 0;
         }
       }
-      total += accumulator * unit;
+      total = fma(accumulator, unit, total);
       c(row, n) = TC(add ? accum_t<TC>(c(row, n)) + total : total);
     });
   }

@@ -353,6 +353,7 @@ struct Projection<P> {
   void whole(Backend& backend, const Site& site, const Source& x, const Quantized<C>& q,
              const ScaleRule& scale_rule, Round rounding, Arena& scratch) const {
     using A = accum_t<C>;
+    if (x.extent(0) == 0) return;  // there is no group, and no room for a scale
     const ArenaScope scope(scratch);
     const auto partial = scratch.take<A>({x.extent(0)});
     for_each_row(backend, x.extent(0), detail::RowMagnitude<Source, A>{x, partial});
