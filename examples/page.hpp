@@ -3,36 +3,20 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <dsv3/core/view.hpp>
 #include <ostream>
 #include <string>
 #include <utility>
 #include <vector>
 
-namespace example {
+#include "text.hpp"
 
-using dsv3::Index;
+namespace example {
 
 /// A heading and rows of name and value.
 struct Table {
   std::string title;
   std::vector<std::pair<std::string, std::string>> rows;
 };
-
-/// A number with `digits` significant digits, as short as it gets: 0.0022, 1.2e-05, 3200.
-inline std::string number(double value, int digits = 3) {
-  char text[40];
-  std::snprintf(text, sizeof text, "%.*g", digits, value);
-  return text;
-}
-
-/// A number with `digits` digits after the point.
-inline std::string decimal(double value, int digits) {
-  char text[400];
-  std::snprintf(text, sizeof text, "%.*f", digits, value);
-  return text;
-}
 
 inline std::string escaped(const std::string& text) {
   std::string out;
