@@ -88,16 +88,6 @@ inline std::optional<PlainMatrix> plain(const PlainValues& known, const dsv3::Pa
   const PlainMatrix* m = known.find(q.bytes.data, q.extent(0), q.extent(1));
   return m ? std::optional(*m) : std::nullopt;
 }
-template <class T, class C>
-std::optional<PlainMatrix> plain(const PlainValues& known, const dsv3::detail::SwigluOf<T, C>& h) {
-  const PlainMatrix *a = known.find(h.a.codes), *b = known.find(h.b.codes);
-  if (!a || !b) return std::nullopt;
-  return PlainMatrix(a->rows, a->columns, [&](Index i, Index j) {
-    using A = dsv3::accum_t<T>;
-    const A gate = A((*a)(i, j)), up = A((*b)(i, j));
-    return A(T(gate * dsv3::sigmoid(gate) * up));
-  });
-}
 template <class C>
 std::optional<PlainMatrix> plain(const PlainValues& known,
                                  const dsv3::detail::WeightedSlots<C>& x) {
@@ -142,8 +132,11 @@ template <class T, class C>
 void remember(PlainValues& known, const dsv3::detail::SwigluQuantizeRow<T, C>& k) {
   known.put(k.saved_a.codes, plain(known, k.a));
   known.put(k.saved_b.codes, plain(known, k.b));
-  known.put(k.h.codes,
-            plain(known, dsv3::detail::SwigluOf<T, C>{as_const(k.saved_a), as_const(k.saved_b)}));
+  known.put(k.h.codes, PlainMatrix(k.a.extent(0), k.a.extent(1), [&](Index t, Index j) {
+              using A = dsv3::accum_t<T>;
+              const A gate = A(k.a(t, j));
+              return A(T(gate * dsv3::sigmoid(gate) * A(k.b(t, j))));
+            }));
 }
 template <class T>
 void remember(PlainValues& known, const dsv3::detail::PackE5m6Row<T>& k) {
