@@ -53,7 +53,7 @@ void for_each_option(auto& o, auto&& f) {
   f(g, "--groups", o.groups, "groups of experts", Index{1}, Index{65536});
   f(g, "--top-groups", o.top_groups, "groups a token may use", Index{1}, Index{65536});
   f(g, "--mtp", o.mtp, "multi-token prediction modules", Index{0}, Index{64});
-  f(g, "--precision", o.precision, "fp32 or bf16", Index{0}, many);
+  f(g, "--precision", o.precision, "fp32, bf16 or fp8", Index{0}, many);
   g = "Training";
   f(g, "--steps", o.steps, "optimizer steps", Index{1}, many);
   f(g, "--batch", o.batch, "rows a step", Index{1}, wide);
@@ -194,7 +194,7 @@ inline void check(const Options& o) {
   });
   detail::check_range("--threads", o.threads, 0, 1024);
   detail::check_range("--save-every", o.save_every, 1, Index{1} << 40);
-  detail::check_choice("--precision", o.precision, {"fp32", "bf16"});
+  detail::check_choice("--precision", o.precision, {"fp32", "bf16", "fp8"});
   detail::check_choice("--format", o.format, {"bytes", "u16", "u32"});
   if (o.format == "bytes" && o.vocab_size < dsv3::ByteVocabulary::size)
     throw OptionError("--vocab-size (" + std::to_string(o.vocab_size) +

@@ -361,6 +361,7 @@ int main(int argc, char** argv) {
       }
     }();
     listen_to_signals();
+    if (o.precision == "fp8") return train<dsv3::Fp8>(o, data, files);
     return o.precision == "bf16" ? train<dsv3::Bf16>(o, data, files)
                                  : train<dsv3::Fp32>(o, data, files);
   } catch (const std::invalid_argument& error) {

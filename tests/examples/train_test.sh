@@ -104,7 +104,7 @@ refused "--lr (-1) must be at least 0" text --lr -1
 refused "--lr (nan) must be at least 0" text --lr nan
 refused "--held-out (0.7) must be at most 0.5" text --held-out 0.7
 refused "--held-out (0) must be above 0" text --held-out 0
-refused "--precision (fp8) must be one of fp32, bf16" text --precision fp8
+refused "--precision (fp7) must be one of fp32, bf16, fp8" text --precision fp7
 refused "--format (utf8) must be one of bytes, u16, u32" text --format utf8
 refused "--threads (-1) must be at least 0" text --threads -1
 refused "--threads (5000) must be at most 1024" text --threads 5000
