@@ -29,6 +29,9 @@ void sort_by_expert(DryRun<B>&, auto&&...) {}
 template <class B>
 void copy_to_backend(DryRun<B>&, void*, const void*, Index) {}
 
+template <class B>
+void copy_to_host(DryRun<B>&, void*, const void*, Index) {}
+
 /// Takes what the backend's own form would take.
 template <class B, class T>
 requires requires(const B& b, Index n) { fused_attention_forward_bytes<T>(b, n, n, n, n, n); }
