@@ -12,6 +12,7 @@
 #include "entropy.hpp"
 #include "options.hpp"
 #include "report.hpp"
+#include "text.hpp"
 
 namespace {
 
@@ -27,36 +28,6 @@ void listen_to_signals() {
   action.sa_handler = ask_to_stop;
   action.sa_flags = static_cast<int>(SA_RESETHAND);
   for (const int signal : {SIGINT, SIGTERM}) sigaction(signal, &action, nullptr);
-}
-
-// ---- Numbers for people
-
-std::string grouped(Index n) {  // 1 234 567
-  std::string text = std::to_string(n);
-  for (auto at = static_cast<Index>(text.size()) - 3; at > 0; at -= 3)
-    text.insert(static_cast<std::size_t>(at), 1, ' ');
-  return text;
-}
-
-std::string mib(Index bytes) { return decimal(static_cast<double>(bytes) / (1 << 20), 1) + " MiB"; }
-
-std::string minutes(double seconds) {  // 1:05
-  const auto s = static_cast<Index>(seconds + 0.5);
-  return std::to_string(s / 60) + (s % 60 < 10 ? ":0" : ":") + std::to_string(s % 60);
-}
-
-std::string joined(const std::vector<std::string>& words) {
-  std::string all;
-  for (const std::string& word : words) all += (all.empty() ? "" : ", ") + word;
-  return all;
-}
-
-std::string processor() {
-  std::ifstream file("/proc/cpuinfo");
-  for (std::string line; std::getline(file, line);)
-    if (line.rfind("model name", 0) == 0 && line.find(": ") != std::string::npos)
-      return line.substr(line.find(": ") + 2);
-  return "unknown";
 }
 
 Index peak_memory() {  // of this process, in bytes

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <dsv3/backend/cpu.hpp>
+#include <dsv3/core/moment.hpp>
 #include <dsv3/nn/head.hpp>
 #include <dsv3/nn/mtp.hpp>
 #include <dsv3/nn/transformer.hpp>
@@ -112,7 +113,8 @@ constexpr Index weight_bytes(const ModelConfig& c) {
 /// sums of the gradient norm) come on top: 8 bytes for every expert and for every 4096 parameters.
 template <class P>
 constexpr Index optimizer_bytes(const ModelConfig& c) {
-  return tensor_bytes<P, typename P::master>(c) + 2 * tensor_bytes<P, typename P::moment>(c);
+  return tensor_bytes<P, typename P::master>(c) + tensor_bytes<P, typename P::moment>(c) +
+         tensor_bytes<P, second_moment_t<P>>(c);
 }
 
 namespace detail {
@@ -160,8 +162,13 @@ constexpr void mlp_scratch(Arena& arena, Index tokens, Index hidden, Index inter
     if (!backward) return;
     {
       const ArenaScope down(arena);
+      arena.take<T>({tokens, inter});
+      {
+        const ArenaScope rows(arena);
+        take_quantized<typename P::gradient_code>(arena, tokens, hidden, 1, P::tile);
+      }
+      take_segments<typename P::gradient_code>(arena, tokens, hidden, 1, P::tile);
       code_columns<P>(arena, tokens, inter);
-      layer_backward<P>(arena, tokens, hidden);
     }
     code_columns<P>(arena, tokens, hidden);
     layer_backward<P>(arena, tokens, inter);
@@ -170,8 +177,7 @@ constexpr void mlp_scratch(Arena& arena, Index tokens, Index hidden, Index inter
   }
 }
 
-// The routed experts; what stays taken is the slots' outputs or gradients, and in a plain policy's
-// forward h.
+// The routed experts; what is not in a scope stays taken until the layer is done.
 template <class P>
 constexpr void experts_scratch(Arena& arena, Index tokens, Index pairs, Index hidden, Index inter,
                                Index experts, bool backward) {
@@ -189,12 +195,11 @@ constexpr void experts_scratch(Arena& arena, Index tokens, Index pairs, Index hi
       return;
     }
     using GradientCode = typename P::gradient_code;
-    arena.take<T>({pairs, hidden});
-    const ArenaScope scope(arena);
     arena.take<T>({pairs, inter});
     arena.take<T>({pairs, inter});
     {
       const ArenaScope down(arena);
+      arena.take<T>({pairs, inter});
       take_quantized<GradientCode>(arena, tokens, hidden, 1, P::tile);
       take_quantized<GradientCode>(arena, pairs, hidden, 1, P::tile);
       code_columns<P>(arena, pairs, inter, experts);
@@ -206,6 +211,8 @@ constexpr void experts_scratch(Arena& arena, Index tokens, Index pairs, Index hi
       code_columns<P>(arena, pairs, hidden, experts);
       take_segments<GradientCode>(arena, pairs, inter, experts, P::tile);
     }
+    arena.take<T>({pairs, hidden});
+    const ArenaScope rows(arena);
     take_quantized<GradientCode>(arena, pairs, inter, 1, P::tile);
   } else {
     arena.take<T>({pairs, hidden});

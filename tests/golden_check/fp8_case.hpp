@@ -83,7 +83,7 @@ struct RuleOf : dsv3::Fp8 {
   using residual = float;
   using weight = float;
   static constexpr double amax_min = parity ? 1e-4 : 0;
-  static constexpr bool power_of_two = pow2;
+  static constexpr bool power_of_two = pow2, power_of_two_dispatch = pow2;
 };
 
 template <class P, class Backend>
@@ -114,8 +114,8 @@ void check_linear_rule(const std::string& rule, Backend& backend, const dsv3::Sa
       quantize_weights(b, w, wq, {P::amax_min, false});
       const auto xq = projection.input(b, "x", x, Route::dense, arena);
       const auto dyq = projection.gradient(b, "dy", dy, Route::dense, arena);
-      const auto xt = projection.input_columns(b, xq, Route::dense, arena);
-      const auto dyt = projection.template columns<e4m3>(b, dy, {}, Route::dense, arena);
+      const auto xt = projection.input_columns(b, "x", xq, Route::dense, arena);
+      const auto dyt = projection.gradient_columns(b, "dy", dy, Route::dense, arena);
       projection.forward(b, as_const(wq), xq, y, arena);
       projection.backward_input(b, as_const(wq), dyq, dx, Output::overwrite, arena);
       if (!arena.counting()) fill_zero(backend, dw.data, dw.size() * Index{sizeof(float)});

@@ -44,6 +44,15 @@ inline Array read_array(const dsv3::SafetensorsFile& file, const std::string& na
   return array;
 }
 
+/// The Frobenius norm of a - b; NaN where their shapes differ.
+inline double distance(const Array& a, const Array& b) {
+  if (a.shape != b.shape) return NAN;
+  double squares = 0;
+  for (std::size_t i = 0; i < a.values.size(); ++i)
+    squares += (a.values[i] - b.values[i]) * (a.values[i] - b.values[i]);
+  return std::sqrt(squares);
+}
+
 class Judge {
  public:
   Judge(std::string path, const dsv3::SafetensorsFile& expected, Counts& counts)
@@ -109,6 +118,13 @@ class Judge {
     for (std::size_t i = 0; i < ours.values.size(); ++i)
       differ += same(ours.values[i], theirs.values[i]) ? 0 : 1;
     line(name, differ, {}, differ == 0);
+  }
+
+  /// Judges an error that the caller has computed, of the array of this name where the file has it.
+  void judge(const std::string& name, double error, double tolerance) {
+    known_.insert(name);
+    ++compared_;
+    line(name, error, {Rule::largest, tolerance}, error <= tolerance);
   }
 
  private:

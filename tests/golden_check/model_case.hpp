@@ -1,4 +1,4 @@
-// The kinds "model case" and "trajectory": a whole model against a float64 reference.
+// The kinds "model case", "checkpoint" and "trajectory": a whole model against a float64 reference.
 #pragma once
 
 #include <dsv3/io/checkpoint.hpp>
@@ -6,6 +6,7 @@
 #include <dsv3/model.hpp>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "judge.hpp"
 
@@ -103,6 +104,50 @@ struct Tokens {
   }
 };
 
+/// The logits of a pass over all tokens as an array [B, T - depth, vocab_size].
+template <class Values>
+Array logits_array(const Values& values, const Tokens& tokens, Index vocab_size, Index depth) {
+  const Index length = tokens.columns - 1, positions = length - depth;
+  Array array{{}, {tokens.rows, positions, vocab_size}};
+  for (Index b = 0; b < tokens.rows; ++b)
+    for (Index i = 0; i < positions * vocab_size; ++i)
+      array.values.push_back(
+          static_cast<double>(values[static_cast<std::size_t>(b * length * vocab_size + i)]));
+  return array;
+}
+
+/// The expert choices of an expected file, in the backend's memory: for Model::force_experts.
+template <class Backend>
+struct ExpertsOfFile {
+  dsv3::Buffer<Backend> memory;
+  std::vector<View<const std::int32_t, 2>> choices;
+
+  ExpertsOfFile(Backend& backend, const dsv3::SafetensorsFile& file,
+                const dsv3::ModelConfig& config) {
+    std::vector<std::vector<std::int32_t>> read;
+    Index bytes = 0;
+    for (Index l = 0; l < config.num_hidden_layers + config.num_nextn_predict_layers; ++l)
+      if (config.is_moe(l)) {
+        read.push_back(read_integers(file, "gate.layers." + std::to_string(l) + ".topk_idx", 2));
+        bytes += dsv3::Arena::bytes<std::int32_t>(static_cast<Index>(read.back().size()));
+      }
+    memory = dsv3::Buffer<Backend>(backend, bytes);
+    dsv3::Arena arena(memory.data(), bytes);
+    const Index k = config.num_experts_per_tok;
+    for (const auto& host : read) {  // forward checks the rows, sort_by_expert each value
+      const auto size = static_cast<Index>(host.size());
+      const auto view = arena.take<std::int32_t>({size / k, k});
+      dsv3::check_equal(file.path().c_str(), "size of topk_idx", size,
+                        "a multiple of num_experts_per_tok", view.size());
+      for (const std::int32_t expert : host)
+        dsv3::check_at_most(file.path().c_str(), "topk_idx", expert, "last expert",
+                            config.n_routed_experts - 1);
+      copy_to_backend(backend, view.data, host.data(), size * Index{4});
+      choices.push_back(view);
+    }
+  }
+};
+
 /// What the gate's bias would move by for gamma = 1.
 template <class A, class Backend>
 Array bias_step(Backend& backend, const Array& load, bool centre) {
@@ -144,34 +189,13 @@ void check_model_case(const std::string& folder, Backend& backend, Counts& count
 
   // Where the file's choice of experts is forced, our own is looked at first, for the flips.
   std::map<std::string, Array> own_choice;
-  dsv3::Buffer<Backend> forced_memory;
+  std::optional<ExpertsOfFile<Backend>> experts;
   if (Tolerances<P>::bf16) {
     Recorder<Backend> recorder{backend, rows, {}};
     model.losses(batch, recorder);
     own_choice = std::move(recorder.arrays);
-    std::vector<View<const std::int32_t, 2>> choices;
-    std::vector<std::vector<std::int32_t>> read;
-    Index bytes = 0;
-    for (Index l = 0; l < config.num_hidden_layers + config.num_nextn_predict_layers; ++l)
-      if (config.is_moe(l)) {
-        read.push_back(read_integers(file, "gate.layers." + std::to_string(l) + ".topk_idx", 2));
-        bytes += dsv3::Arena::bytes<std::int32_t>(static_cast<Index>(read.back().size()));
-      }
-    forced_memory = dsv3::Buffer<Backend>(backend, bytes);
-    dsv3::Arena arena(forced_memory.data(), bytes);
-    const Index k = config.num_experts_per_tok;
-    for (const auto& host : read) {  // forward checks the rows, sort_by_expert each value
-      const auto size = static_cast<Index>(host.size());
-      const auto view = arena.take<std::int32_t>({size / k, k});
-      dsv3::check_equal(folder.c_str(), "size of topk_idx", size,
-                        "a multiple of num_experts_per_tok", view.size());
-      for (Index i = 0; i < size; ++i)
-        dsv3::check_at_most(folder.c_str(), "topk_idx", host[static_cast<std::size_t>(i)],
-                            "last expert", config.n_routed_experts - 1);
-      copy_to_backend(backend, view.data, host.data(), size * Index{4});
-      choices.push_back(view);
-    }
-    model.force_experts(choices);
+    experts.emplace(backend, file, config);
+    model.force_experts(experts->choices);
   }
 
   // One gradient buffer, zeroed, and one pass for losses, taps, routing and gradients.
@@ -195,18 +219,12 @@ void check_model_case(const std::string& folder, Backend& backend, Counts& count
   }
   judge.compare("total_loss", scalar(total), tolerance.loss);
 
-  const auto logits_array = [&](const auto& values, Index positions) {
-    Array array{{}, {rows, positions, config.vocab_size}};
-    for (Index b = 0; b < rows; ++b)
-      for (Index i = 0; i < positions * config.vocab_size; ++i)
-        array.values.push_back(static_cast<double>(
-            values[static_cast<std::size_t>(b * length * config.vocab_size + i)]));
-    return array;
+  const auto compare_logits = [&](const std::string& name, const auto& values, Index depth) {
+    judge.compare(name, logits_array(values, tokens, config.vocab_size, depth), tolerance.logits);
   };
-  judge.compare("logits", logits_array(model.logits(batch), length), tolerance.logits);
+  compare_logits("logits", model.logits(batch), 0);
   for (Index k = 1; k <= config.num_nextn_predict_layers; ++k)
-    judge.compare("mtp_logits." + std::to_string(k),
-                  logits_array(model.mtp_logits(batch, k), length - k), tolerance.logits);
+    compare_logits("mtp_logits." + std::to_string(k), model.mtp_logits(batch, k), k);
 
   for (const auto& [name, array] : recorder.arrays) {
     const bool integers = name.ends_with("topk_idx") || name.ends_with("load");

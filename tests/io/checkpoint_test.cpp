@@ -25,6 +25,7 @@ void copy_to_host(Device& device, void* to, const void* from, Index bytes) {
 // A few tensors of a model with one layer and one MTP layer: what loading and saving see of one.
 template <class T>
 struct Fake {
+  using Precision = Fp32;
   ModelConfig sizes;
   mutable Device device;
   std::vector<T> embed, norm, fused;
@@ -62,6 +63,7 @@ SafetensorsEntry entry(const std::string& name, const std::vector<Index>& shape,
               const bf16 b(f);
               if (dtype == DType::f32) std::memcpy(to + 4 * i, &f, 4);
               if (dtype == DType::bf16) std::memcpy(to + 2 * i, &b, 2);
+              if (dtype == DType::f8_e4m3) to[i] = std::byte{e4m3(f).code};
             }
           }};
 }
@@ -183,10 +185,89 @@ TEST_CASE("load_weights tells missing, misshapen, unknown and unsupported tensor
                 "tensor 'lm_head.weight': shape ([6]) must equal the model's ([2, 3])");
   refuses_entry(1, entry("lm_head.weight", {2, 3}, 0, DType::i32),
                 "tensor 'lm_head.weight': dtype (I32) must be a real type");
-  refuses_entry(1, entry("lm_head.weight", {2, 3}, 0, DType::f8_e4m3),
-                "tensor 'lm_head.weight': FP8 weights (F8_E4M3) are unsupported");
+  refuses_entry(1, entry("lm_head.weight", {2, 3}, 0, DType::f8_e5m2),
+                "tensor 'lm_head.weight': dtype (F8_E5M2) of an FP8 weight must be F8_E4M3");
+  refuses_entry(2, entry("model.norm.weight", {3}, 0, DType::f8_e4m3),
+                "tensor 'model.norm.weight': dimensions (1) of an FP8 weight must be 2");
   save_safetensors(path, plus(entry("z", {1}, 0)));
   refuses(folder, path, where + "unknown tensor 'z'");
+}
+
+TEST_CASE("load_weights multiplies FP8 codes by their scales, whatever the weight is for") {
+  TestFolder folder;
+  const std::string path = folder.path("model.safetensors");
+  Entries all = plus(entry("lm_head.weight_scale_inv", {1, 1}, 0.1f));
+  all[1] = entry("lm_head.weight", {2, 3}, 10, DType::f8_e4m3);
+  save_safetensors(path, all);
+  Fake<float> model;
+  load_weights(model, path);
+  CHECK(model.fused == std::vector<float>{10 * 0.1f, 11 * 0.1f, 12 * 0.1f, 0,  //
+                                          13 * 0.1f, 14 * 0.1f, 15 * 0.1f, 0});
+  Fake<double> wide;
+  load_weights(wide, path);
+  CHECK(wide.fused[1] == 11 * double(0.1f));  // no rounding to float in between
+}
+
+TEST_CASE("load_weights takes FP8 weights only with their scales, and scales only with theirs") {
+  TestFolder folder;
+  const std::string path = folder.path("model.safetensors");
+  const std::string where = "load_weights: '" + path + "': ";
+  const auto weight = entry("lm_head.weight", {2, 3}, 10, DType::f8_e4m3);
+  const auto refuses_with = [&](Entries extra, const std::string& text) {
+    Entries all = good();
+    all[1] = weight;
+    for (auto& e : extra) all.push_back(std::move(e));
+    save_safetensors(path, all);
+    refuses(folder, path, where + text);
+  };
+  const std::string scales = "lm_head.weight_scale_inv";
+  refuses_with({}, "missing tensor 'lm_head.weight_scale_inv': 'lm_head.weight' is F8_E4M3");
+  refuses_with({entry(scales, {1, 2}, 1)},
+               "tensor 'lm_head.weight_scale_inv': shape ([1, 2]) must equal the blocks of "
+               "128 x 128 of 'lm_head.weight' ([1, 1])");
+  refuses_with({entry(scales, {1}, 1)},
+               "tensor 'lm_head.weight_scale_inv': shape ([1]) must equal the blocks of "
+               "128 x 128 of 'lm_head.weight' ([1, 1])");
+  refuses_with({entry(scales, {1, 1}, 1, DType::bf16)},
+               "tensor 'lm_head.weight_scale_inv': dtype (BF16) must be F32");
+  const auto good_scales = entry(scales, {1, 1}, 1);
+  refuses_with({good_scales, entry("model.embed_tokens.weight_scale_inv", {1, 1}, 1)},
+               "tensor 'model.embed_tokens.weight_scale_inv' scales 'model.embed_tokens.weight', "
+               "whose dtype (F32) must be F8_E4M3");
+  refuses_with({good_scales, entry("z_scale_inv", {1, 1}, 1)},
+               "tensor 'z_scale_inv' scales 'z', which is missing");
+  refuses_with({good_scales, entry("z", {1, 1}, 1, DType::f8_e4m3)}, "unknown tensor 'z'");
+  refuses_with({good_scales, entry("_scale_inv", {1, 1}, 1)},
+               "tensor '_scale_inv' scales '', which is missing");
+}
+
+TEST_CASE("load_weights compares MTP's copy of an FP8 head with its scales") {
+  TestFolder folder;
+  const std::string path = folder.path("model.safetensors");
+  const std::string copy = "model.layers.1.shared_head.head.weight", scales = copy + "_scale_inv";
+  const auto save = [&](Entries extra) {
+    Entries all = plus(entry("lm_head.weight_scale_inv", {1, 1}, 1));
+    all[1] = entry("lm_head.weight", {2, 3}, 10, DType::f8_e4m3);
+    for (auto& e : extra) all.push_back(std::move(e));
+    save_safetensors(path, all);
+  };
+  const auto refuses_with = [&](Entries extra, const std::string& text) {
+    save(std::move(extra));
+    refuses(folder, path, "load_weights: '" + path + "': " + text);
+  };
+  const auto equal = entry(copy, {2, 3}, 10, DType::f8_e4m3);
+  save({equal, entry(scales, {1, 1}, 1)});
+  Fake<float> model;
+  load_weights(model, path);
+  check_loaded(model);
+  refuses_with({equal}, "missing tensor '" + scales + "': '" + copy + "' is F8_E4M3");
+  refuses_with({entry(scales, {1, 1}, 1)},
+               "tensor '" + scales + "' scales '" + copy + "', which is missing");
+  refuses_with({entry(copy, {2, 3}, 11, DType::f8_e4m3), entry(scales, {1, 1}, 1)},
+               "tensor '" + copy + "' must equal 'lm_head.weight': the model shares it");
+  refuses_with(
+      {equal, entry(scales, {1, 1}, 2)},
+      "tensor '" + scales + "' must equal 'lm_head.weight_scale_inv': the model shares it");
 }
 
 TEST_CASE("load_weights lists each size in which config.json differs from the model") {
@@ -284,6 +365,30 @@ TEST_CASE("Large tensors pass through a small buffer, also where rows lie apart"
     for (Index j = 0; j < stride; ++j) {
       const auto at = static_cast<std::size_t>(i * stride + j);
       equal = equal && to[at] == (j >= 1 && j <= columns ? from[at] : 0);
+    }
+  CHECK(equal);
+}
+
+TEST_CASE("Scales go with the blocks of a large tensor, chunk by chunk") {
+  constexpr Index rows = 700, columns = 1001, stride = 1003;  // chunks end inside rows and blocks
+  TestFolder folder;
+  Device device;
+  std::vector<e4m3> codes(static_cast<std::size_t>(rows * columns));
+  for (std::size_t i = 0; i < codes.size(); ++i) codes[i].code = std::uint8_t(i * 7 % 127);
+  save_safetensors(folder.path("a"),
+                   {{"a", DType::f8_e4m3, {rows, columns}, fill_from(codes.data())},
+                    entry("a_scale_inv", {6, 8}, 0.1f)});
+  const SafetensorsFile file(folder.path("a"));
+  std::vector<float> to(static_cast<std::size_t>(rows * stride));
+  const auto view = View<float, 2>(to.data(), {rows, stride}).cols(1, columns);
+  detail::read_to_backend(device, file.at("a"), view, &file.at("a_scale_inv"));
+  CHECK(device.largest <= columns * 4);
+  bool equal = true;
+  for (Index i = 0; i < rows; ++i)
+    for (Index j = 0; j < columns; ++j) {
+      const float scale = 0.1f + float(i / 128 * 8 + j / 128);
+      equal =
+          equal && view(i, j) == float(codes[static_cast<std::size_t>(i * columns + j)]) * scale;
     }
   CHECK(equal);
 }

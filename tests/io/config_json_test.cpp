@@ -100,6 +100,15 @@ TEST_CASE("config_from_json reads what newer transformers writes: rope_parameter
   CHECK_FALSE(c.rope_scaling.enabled);
 }
 
+TEST_CASE("config_from_json takes a release's quantization_config, which changes no field") {
+  const auto fp8 = nlohmann::ordered_json{{"activation_scheme", "dynamic"},
+                                          {"fmt", "e4m3"},
+                                          {"quant_method", "fp8"},
+                                          {"weight_block_size", {128, 128}}};
+  const ModelConfig v3 = presets::deepseek_v3;
+  CHECK(config_from_json(changed(v3, "quantization_config", fp8), "x") == v3);
+}
+
 TEST_CASE("Absent keys mean what the model_type means by it") {
   const auto without = [](ModelConfig c) {
     auto json = nlohmann::ordered_json::parse(config_to_json(c));

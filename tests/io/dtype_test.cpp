@@ -57,6 +57,9 @@ TEST_CASE("convert_elements rounds to narrower types") {
   CHECK(convert<float>(DType::f64, Doubles{0.1})[0] == 0.1f);
   CHECK(float(convert<bf16>(DType::f32, std::vector<float>{1.00390625f})[0]) == 1.0f);  // a tie
   CHECK(convert<bf16>(DType::bf16, std::vector<std::uint16_t>{0x1234})[0].bits == 0x1234);
+  CHECK(convert<e4m3>(DType::f32, std::vector<float>{-1.0625f})[0].code == 0xB8);  // a tie
+  CHECK(convert<e4m3>(DType::f64, Doubles{1e9})[0].code == 0x7E);
+  CHECK(convert<e4m3>(DType::f8_e4m3, std::vector<std::uint8_t>{0xFF})[0].code == 0xFF);
 }
 
 TEST_CASE("convert_elements takes integers only to integers that hold them") {

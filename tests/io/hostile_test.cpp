@@ -252,6 +252,16 @@ TEST_CASE("Malformed or unsupported config.json files are refused, each with its
       {with("rope_parameters", "{\"rope_type\":\"default\"}"),
        "rope_scaling and rope_parameters must agree where both are given"},
       {with("rope_parameters", "[]"), "rope_parameters must be an object, found an array"},
+      {with("quantization_config", "\"fp8\""),
+       "quantization_config must be an object, found a string"},
+      {with("quantization_config", "{}"),
+       "quantization_config.quant_method ('') is unsupported; known: fp8"},
+      {with("quantization_config", "{\"quant_method\":\"gptq\"}"),
+       "quantization_config.quant_method ('gptq') is unsupported; known: fp8"},
+      {with("quantization_config", "{\"quant_method\":\"fp8\",\"fmt\":\"e5m2\"}"),
+       "quantization_config.fmt ('e5m2') is unsupported; known: e4m3"},
+      {with("quantization_config", "{\"quant_method\":\"fp8\",\"weight_block_size\":[128,64]}"),
+       "quantization_config.weight_block_size ('[128,64]') must equal [128,128]"},
   };
   CHECK(table.size() >= 50);
   check_all(table, "load_config", [](const std::string& path) { load_config(path); });

@@ -9,6 +9,17 @@ using namespace dsv3;
 
 namespace {
 
+// State of its own: histories of magnitudes, moments as codes.
+struct Delayed : Fp8 {
+  static constexpr const char* name = "delayed";
+  static constexpr Index tile = 0, block = 0, history = 4;
+};
+struct Fp8Moments : Fp8 {
+  static constexpr const char* name = "fp8 moments";
+  using moment = QuantizedMoment<e4m3>;
+  using second_moment = QuantizedMoment<e5m2>;
+};
+
 std::vector<std::int32_t> batch_of(Index step) {
   std::vector<std::int32_t> tokens(2 * 18);
   for (std::size_t i = 0; i < tokens.size(); ++i)
@@ -19,6 +30,7 @@ std::vector<std::int32_t> batch_of(Index step) {
 template <class P>
 TrainOptions options() {
   TrainOptions o{.balance_alpha = 1e-3, .groups = {{.pattern = "norm", .weight_decay = 0.0}}};
+  if constexpr (QuantizedPolicy<P>) o.ema_decay = 0.9;
   o.schedule = Schedule{}.scaled(20 * 2 * 17, 1e-2, 3);  // every phase within 20 steps
   return o;
 }
@@ -38,7 +50,7 @@ std::vector<double> steps(Trainer& trainer, Index last) {
 }  // namespace
 
 TEST_CASE_TEMPLATE("20 steps straight equal 10, save, resume and 10 more, bit for bit", P, Fp32,
-                   Bf16) {
+                   Bf16, Fp8, Delayed, Fp8Moments) {
   TestFolder folder;
   Cpu two(2), one(1), three(3);  // nor does the number of threads change a bit
   const auto make = [&](Cpu& backend, std::uint64_t seed) {

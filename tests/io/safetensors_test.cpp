@@ -87,7 +87,8 @@ TEST_CASE("Every golden file is read, and written again with the same bytes") {
     ++files;
     const SafetensorsFile file(entry.path().string());
     for (const SafetensorsTensor& t : file.tensors()) {
-      if (is_integer(t.dtype)) continue;
+      // Casts have NaN among their inputs and results.
+      if (is_integer(t.dtype) || entry.path().filename() == "casts.safetensors") continue;
       const std::vector<double> values = t.values<double>();
       CHECK(std::none_of(values.begin(), values.end(), [](double v) { return std::isnan(v); }));
     }
@@ -95,7 +96,7 @@ TEST_CASE("Every golden file is read, and written again with the same bytes") {
     CHECK_MESSAGE(TestFolder::read(folder.path("again")) == TestFolder::read(entry.path()),
                   entry.path());
   }
-  CHECK(files >= 19);
+  CHECK(files >= 28);
 }
 
 TEST_CASE("save_safetensors asks for adjacent ranges of at most 4 MiB") {

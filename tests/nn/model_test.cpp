@@ -65,7 +65,7 @@ TEST_CASE("log_probs, logits and losses say the same") {
   CHECK(losses.mtp_loss[0] == doctest::Approx(mtp_loss).epsilon(1e-13));
 }
 
-TEST_CASE_TEMPLATE("A row has the same bits alone and among any neighbours", P, Fp32, Bf16) {
+TEST_CASE_TEMPLATE("A row has the same bits alone and among any neighbours", P, Fp32, Bf16, Fp8) {
   Cpu backend(2);
   CpuModel<P> model(backend, wide_config(1));
   randomize(model, 0.2);
@@ -85,7 +85,7 @@ TEST_CASE_TEMPLATE("A row has the same bits alone and among any neighbours", P, 
   CHECK(same_bits(shorter, part(all, T * V, 33 * V)));
 }
 
-TEST_CASE_TEMPLATE("Packed documents have the bits of the documents alone", P, Fp32, Bf16) {
+TEST_CASE_TEMPLATE("Packed documents have the bits of the documents alone", P, Fp32, Bf16, Fp8) {
   Cpu backend(2);
   CpuModel<P> model(backend, wide_config(2));
   randomize(model, 0.2);
@@ -139,7 +139,7 @@ TEST_CASE("Packed documents have the gradients of the documents alone") {
       together.tensors, apart.tensors);
 }
 
-TEST_CASE_TEMPLATE("A padded row has the bits of the row without padding", P, Fp32, Bf16) {
+TEST_CASE_TEMPLATE("A padded row has the bits of the row without padding", P, Fp32, Bf16, Fp8) {
   Cpu backend(2);
   CpuModel<P> model(backend, wide_config(1));
   randomize(model, 0.2);
@@ -189,7 +189,7 @@ TEST_CASE("Padding in front only moves positions: the same up to rounding") {
     CHECK(std::abs(logits[4 * 23 + i] - expected[i]) < 1e-12);
 }
 
-TEST_CASE_TEMPLATE("Recomputing activations changes no bit", P, Fp32, Bf16, Fp64) {
+TEST_CASE_TEMPLATE("Recomputing activations changes no bit", P, Fp32, Bf16, Fp64, Fp8) {
   Cpu backend(2);
   for (const bool post_norm : {true, false}) {
     ModelConfig config = wide_config(2);
@@ -222,7 +222,7 @@ TEST_CASE_TEMPLATE("Recomputing activations changes no bit", P, Fp32, Bf16, Fp64
 }
 
 TEST_CASE_TEMPLATE("Counted memory is measured memory, for every kind of pass and shape", P, Fp32,
-                   Bf16) {
+                   Bf16, Fp8) {
   Cpu backend(2);
   CpuModel<P> model(backend, tiny_config(1));
   Gradients<CpuModel<P>> grads(model);

@@ -73,9 +73,9 @@ TEST_CASE("Columns of packed values have the bits of columns of their values") {
   const auto values = memory.empty<bf16>({131, 259});  // 7 significant bits: exact
   for_each_row(backend, 131, detail::DequantizeRow<PackedE5m6, bf16>{m, values});
   const Projection<Fp8> projection;
-  const auto packed = projection.input_columns(backend, m, Route::dispatch, memory.arena);
+  const auto packed = projection.input_columns(backend, {}, m, Route::dispatch, memory.arena);
   const auto plain =
-      projection.columns<e4m3>(backend, as_const(values), {}, Route::dispatch, memory.arena);
+      projection.columns<e4m3>(backend, {}, as_const(values), {}, Route::dispatch, memory.arena);
   CHECK(same_bits(packed.codes, plain.codes));
   for (Index g = 0; g < 2; ++g)
     for (Index j = 0; j < 259; ++j) REQUIRE(packed.scales(g, j) == plain.scales(g, j));

@@ -105,7 +105,7 @@ TEST_CASE("A projection on codes of double is a linear layer to the bit") {
   plain.forward(backend, as_const(w), as_const(x), y2, arena);
   CHECK(same_bits(y, y2));
   const Index used = arena.used();
-  const auto columns = codes.input_columns(backend, xq, dense, arena);
+  const auto columns = codes.input_columns(backend, {}, xq, dense, arena);
   const Index after = arena.used();
   codes.backward(backend, "dy", as_const(wq), columns, as_const(dy), dense, dx, Output::overwrite,
                  dw, arena);
@@ -136,10 +136,10 @@ TEST_CASE("A policy with a short accumulator multiplies with it, in all three di
   const auto one = [&](Index last) { return View<const Index, 1>(&offsets(last - 1), {2}); };
   const auto xq = projection.input(backend, "x", as_const(x), Route::dense, arena);
   const auto dyq = projection.gradient(backend, "dy", as_const(dy), Route::dense, arena);
-  const auto xt = projection.columns<e4m3>(backend, xq, at, Route::dense, arena);
-  const auto dyt = projection.columns<e4m3>(backend, as_const(dy), at, Route::dense, arena);
-  const auto x1 = projection.input_columns(backend, xq, Route::dense, arena);
-  const auto dy1 = projection.columns<e4m3>(backend, as_const(dy), {}, Route::dense, arena);
+  const auto xt = projection.columns<e4m3>(backend, {}, xq, at, Route::dense, arena);
+  const auto dyt = projection.columns<e4m3>(backend, {}, as_const(dy), at, Route::dense, arena);
+  const auto x1 = projection.input_columns(backend, {}, xq, Route::dense, arena);
+  const auto dy1 = projection.columns<e4m3>(backend, {}, as_const(dy), {}, Route::dense, arena);
   const auto check = [&](const auto& shape, auto ours, auto theirs) {
     const auto a = memory.zeros<float>(shape), b = memory.zeros<float>(shape);
     ours(a);
@@ -232,7 +232,7 @@ TEST_CASE("normalize and swiglu check what they read") {
                            as_const(weight), as_const(x), y, {}, Route::dense, memory.arena),
       "input of input_layernorm [1, 4] (inf) must be finite", NonFinite);
   const auto swiglu = [&] {
-    projection.swiglu(backend, as_const(a), as_const(b), saved_a, saved_b, y, memory.arena);
+    projection.swiglu(backend, {}, as_const(a), as_const(b), saved_a, saved_b, y, memory.arena);
   };
   b(0, 3) = bf16(infinity);
   CHECK_THROWS_WITH_AS(swiglu(), "output of up_proj [0, 3] (inf) must be finite", NonFinite);
@@ -282,7 +282,7 @@ TEST_CASE("Stochastic rounding is of gradients only, to a neighbour, and exact i
     CHECK(std::abs(bias) <= 5 * std::sqrt(variance));
   };
   check(projection.gradient(backend, "x", as_const(x), route, memory.arena));
-  check(projection.columns<e4m3>(backend, as_const(x), {}, route, memory.arena));
+  check(projection.columns<e4m3>(backend, {}, as_const(x), {}, route, memory.arena));
 }
 
 TEST_CASE("Equal values of a row round each for itself") {

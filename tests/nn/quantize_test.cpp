@@ -134,7 +134,7 @@ void check_policy(Backend& backend) {
       CHECK(mistakes(x, 0, rows, gradient, P::tile ? P::gradient_rows : rows, tile, P::amax_min,
                      power) == 0);
       const auto down =
-          projection.template columns<C>(backend, view, one_segment, route, memory.arena);
+          projection.template columns<C>(backend, {}, view, one_segment, route, memory.arena);
       CHECK(mistakes(x, 0, rows, down, tile, P::tile ? 1 : columns, P::amax_min, power) == 0);
     }
     const Index block = P::block ? P::block : std::max(rows, columns);
@@ -181,8 +181,8 @@ TEST_CASE("Groups of 128 tokens begin anew at each expert") {
     Memory memory(Index{1} << 23);
     const Matrix x = numbers(offsets.back(), 259, 2);
     const View<const Index, 1> at(offsets.data(), {static_cast<Index>(offsets.size())});
-    const auto q = projection.columns<e4m3>(backend, view_of<float>(memory, x), at, Route::dense,
-                                            memory.arena);
+    const auto q = projection.columns<e4m3>(backend, {}, view_of<float>(memory, x), at,
+                                            Route::dense, memory.arena);
     for (Index e = 0; e + 1 < at.extent(0); ++e)
       CHECK(mistakes(x, at(e), at(e + 1) - at(e), q.segment(e, at(e), at(e + 1) - at(e)), 128, 1, 0,
                      false) == 0);
@@ -217,7 +217,7 @@ TEST_CASE_TEMPLATE("Without rows nothing is written", P, Train, Together, Tile<0
   const auto x = as_const(memory.empty<float>({0, 5}));
   projection.input(backend, "x", x, Route::dense, memory.arena);
   projection.gradient(backend, "x", x, Route::dense, memory.arena);
-  projection.template columns<e4m3>(backend, x, one_segment, Route::dense, memory.arena);
+  projection.template columns<e4m3>(backend, {}, x, one_segment, Route::dense, memory.arena);
   const auto* bytes = static_cast<const unsigned char*>(memory.buffer.data());
   for (Index i = 0; i < 4096; ++i) REQUIRE(bytes[i] == 0xFF);
 }
@@ -241,7 +241,8 @@ TEST_CASE("NaN makes its group NaN; infinity makes the scale infinite, and itsel
   const Projection<Train> projection;
   check(projection.input(backend, "x", as_const(x), Route::dense, memory.arena));
   check(projection.input(backend, "x", as_const(x), Route::dispatch, memory.arena));
-  check(projection.columns<e4m3>(backend, as_const(x), one_segment, Route::dense, memory.arena));
+  check(
+      projection.columns<e4m3>(backend, {}, as_const(x), one_segment, Route::dense, memory.arena));
   const auto weight = take_quantized<e4m3>(memory.arena, 130, 130, 128, 128);
   quantize_weights(backend, as_const(x), weight, {});
   check(as_const(weight));
@@ -258,7 +259,7 @@ TEST_CASE("Requantising rows of powers of two as columns keeps what stays normal
   const Matrix x = numbers(300, 259, 3);
   const auto rows =
       projection.input(backend, "x", view_of<float>(memory, x), Route::dispatch, memory.arena);
-  const auto columns = projection.input_columns(backend, rows, Route::dispatch, memory.arena);
+  const auto columns = projection.input_columns(backend, {}, rows, Route::dispatch, memory.arena);
   Index kept = 0, changed = 0, coarse = 0;
   for (Index i = 0; i < 300; ++i)
     for (Index j = 0; j < 259; ++j) {

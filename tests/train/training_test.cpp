@@ -35,7 +35,18 @@ std::vector<std::byte> run(int threads, bool recompute = false) {
   };
   for_each_tensor<P>(add_view, trainer.gradients());
   trainer.for_each_state_tensor(add_view);
-  for_each_tensor<P>(add_view, model.operands());
+  for_each_tensor<P>(
+      [&](const std::string& name, auto operand) {
+        if constexpr (requires { operand.codes; }) {
+          add_view(name, operand.codes);
+          add(operand.scales.data,
+              static_cast<std::size_t>(operand.scales.extents[0] * operand.scales.extents[1]) *
+                  sizeof(float));
+        } else {
+          add_view(name, operand);
+        }
+      },
+      model.operands());
   const Text text(1, 9, 131);
   const auto logits = model.logits(text.batch());
   add(logits.data(), logits.size() * sizeof(logits[0]));
@@ -45,7 +56,7 @@ std::vector<std::byte> run(int threads, bool recompute = false) {
 }  // namespace
 
 TEST_CASE_TEMPLATE("Training has the same bits for 1, 2, 3 and 5 threads, and when repeated", P,
-                   Fp32, Bf16) {
+                   Fp32, Bf16, Fp8) {
   const auto one = run<P>(1);
   CHECK(one.size() > 1'000'000);
   CHECK(run<P>(1) == one);
@@ -56,7 +67,7 @@ TEST_CASE_TEMPLATE("Training has the same bits for 1, 2, 3 and 5 threads, and wh
   CHECK(run<P>(2, true) == one);  // and when activations are recomputed
 }
 
-TEST_CASE_TEMPLATE("Training on one repeated text learns it", P, Fp64, Fp32, Bf16) {
+TEST_CASE_TEMPLATE("Training on one repeated text learns it", P, Fp64, Fp32, Bf16, Fp8) {
   Cpu backend(2);
   Model<P, Cpu> model(backend, tiny_config(1), {.seed = 1, .init_std = 0.1});
   Trainer trainer(model, {.peak_lr = 2e-2});

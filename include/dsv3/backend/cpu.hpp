@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <dsv3/backend/cpu/attention.hpp>
+#include <dsv3/backend/cpu/encode.hpp>
 #include <dsv3/backend/cpu/features.hpp>
 #include <dsv3/backend/cpu/thread_pool.hpp>
 #include <dsv3/backend/cpu/tile.hpp>
@@ -337,6 +338,24 @@ void grouped_gemm(Cpu& cpu, ProductTag<Product::tn>, Quantized<CA> a, Quantized<
                                                                 a.segment(e, first, count),
                                                                 b.segment(e, first, count), c[e]);
                        });
+}
+
+/// Fused form of quantising each row in groups of 1 x q.group_columns, to the nearest code: the
+/// same codes and scales as the row kernel.
+///
+/// Types    x in bf16 or float; e4m3 or e5m2.
+template <class T, class C>
+requires((std::is_same_v<T, bf16> ||
+          std::is_same_v<T, float>)&&is_fp8<C>) void quantize_rows(Cpu& cpu, View<const T, 2> x,
+                                                                   Quantized<C> q, ScaleRule rule) {
+  const Index rows = x.extent(0);
+  cpu.parallel(rows, std::max<Index>(1, rows / (Index{8} * cpu.threads())),
+               [&](Index first, Index last, int) {
+                 for (Index t = first; t < last; ++t)
+                   detail::quantize_groups(&x(t, 0), x.extent(1), q.group_columns, rule,
+                                           &q.scales(t, 0), q.scales.strides[1], &q.codes(t, 0),
+                                           t + 1 < last ? x.strides[0] : 0);
+               });
 }
 
 /// Bytes that fused_attention_forward takes from its arena.

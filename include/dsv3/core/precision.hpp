@@ -72,6 +72,9 @@ struct Fp8 : Bf16 {
   static constexpr bool power_of_two = false;  ///< scales of everything (UE8M0)
   static constexpr bool power_of_two_dispatch = true;  ///< scales of what goes to experts and back
   static constexpr bool stochastic_rounding = false;   ///< of gradients in activations
+  /// Delayed scaling: the scale of inputs and gradients follows from the largest magnitude of so
+  /// many steps before, not from this one's. Needs tile = 0. Beyond it values saturate.
+  static constexpr Index history = 0;
   static constexpr bool checked = false;  ///< stop at the first NaN or infinity, and say where
   static constexpr Accumulation accumulation = {};
 };

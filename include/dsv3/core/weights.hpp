@@ -7,9 +7,44 @@
 
 namespace dsv3 {
 
+/// A projection's matrix as codes and, for delayed scaling, the largest magnitudes of its inputs
+/// (row 0) and of the gradients in its outputs (row 1): column 0 of the step that runs, the columns
+/// after it of the steps before, newest first. Empty without delayed scaling.
+template <class C>
+struct QuantizedWeight : Quantized<C> {
+  View<float, 2> history;  // [2, 1 + history]
+
+  constexpr QuantizedWeight() = default;
+  DSV3_HD constexpr QuantizedWeight(const Quantized<C>& q, View<float, 2> amax)
+      : Quantized<C>(q), history(amax) {}
+  template <class U>
+  requires(std::is_same_v<const U, C> && !std::is_same_v<U, C>) DSV3_HD
+      constexpr QuantizedWeight(const QuantizedWeight<U>& o)
+      : Quantized<C>(o), history(o.history) {}
+};
+
+/// The same for one matrix for each expert, with one history for all of them.
+template <class C>
+struct QuantizedWeightStack : QuantizedStack<C> {
+  View<float, 2> history;
+
+  constexpr QuantizedWeightStack() = default;
+  DSV3_HD constexpr QuantizedWeightStack(const QuantizedStack<C>& q, View<float, 2> amax)
+      : QuantizedStack<C>(q), history(amax) {}
+  template <class U>
+  requires(std::is_same_v<const U, C> && !std::is_same_v<U, C>) DSV3_HD
+      constexpr QuantizedWeightStack(const QuantizedWeightStack<U>& o)
+      : QuantizedStack<C>(o), history(o.history) {}
+
+  DSV3_HD constexpr QuantizedWeight<C> operator[](Index expert) const {
+    return {QuantizedStack<C>::operator[](expert), history};
+  }
+};
+
 /// Names the elements of a set of weights: codes of C in blocks for projections (the linear layers
-/// of attention, MLPs and experts), W for embedding, head, gate, norms and eh_proj.
-template <class W, class C, Index block>
+/// of attention, MLPs and experts), W for embedding, head, gate, norms and eh_proj. `history` is
+/// the number of steps that delayed scaling looks back to.
+template <class W, class C, Index block, Index history>
 struct MixedWeights {};
 
 /// What the operands of a policy's products are made of: the U of its Tensors<U>.
@@ -22,7 +57,7 @@ struct OperandOf<P> {
   static_assert(P::block == 0 || P::block == 32 || P::block == 64 || P::block == 128 ||
                     P::block == 256,
                 "block of an FP8 policy must be 32, 64, 128 or 256, or 0 for one scale a matrix");
-  using type = MixedWeights<typename P::weight, typename P::code, P::block>;
+  using type = MixedWeights<typename P::weight, typename P::code, P::block, P::history>;
 };
 template <class P>
 using operand_t = typename OperandOf<P>::type;
@@ -47,28 +82,38 @@ struct WeightViews {
   }
 };
 
-template <class W, class C, Index block>
-struct WeightViews<MixedWeights<W, C, block>> {
+template <class W, class C, Index block, Index history>
+struct WeightViews<MixedWeights<W, C, block, history>> {
   using Vector = View<W, 1>;
   using Matrix = View<W, 2>;
-  using Projection = Quantized<C>;
-  using Stack = QuantizedStack<C>;
+  using Projection = QuantizedWeight<C>;
+  using Stack = QuantizedWeightStack<C>;
 
   static constexpr Vector take_vector(Arena& arena, Index n) { return arena.take<W>({n}); }
   static constexpr Matrix take_matrix(Arena& arena, Index out, Index in) {
     return arena.take<W>({out, in});
   }
   static constexpr Projection take_projection(Arena& arena, Index out, Index in) {
-    return take_quantized<C>(arena, out, in, block, block);
+    const auto q = take_quantized<C>(arena, out, in, block, block);
+    return {q, take_history(arena)};
   }
   static constexpr Stack take_stack(Arena& arena, Index experts, Index out, Index in) {
-    return take_quantized_stack<C>(arena, experts, out, in, block, block);
+    const auto q = take_quantized_stack<C>(arena, experts, out, in, block, block);
+    return {q, take_history(arena)};
+  }
+
+ private:
+  static constexpr View<float, 2> take_history(Arena& arena) {
+    if constexpr (history > 0)
+      return arena.take<float>({2, 1 + history});
+    else
+      return {};
   }
 };
 
-template <class W, class C, Index block>
-struct WeightViews<const MixedWeights<W, C, block>>
-    : WeightViews<MixedWeights<const W, const C, block>> {};
+template <class W, class C, Index block, Index history>
+struct WeightViews<const MixedWeights<W, C, block, history>>
+    : WeightViews<MixedWeights<const W, const C, block, history>> {};
 
 template <class U>
 using vector_of = typename WeightViews<U>::Vector;

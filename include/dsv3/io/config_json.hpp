@@ -172,6 +172,16 @@ inline void read_experts(const ConfigReader& json, ModelConfig& c, bool v3) {
   c.topk_group = grouped ? json.integer("topk_group") : json.integer("topk_group", 1);
 }
 
+// Of FP8 checkpoints: there is one way to store them.
+inline void check_quantization(const ConfigReader& json) {
+  json.choice<bool>("quant_method", {{"fp8", true}}, "");
+  json.choice<bool>("fmt", {{"e4m3", true}}, "e4m3");
+  const Json* block = json.find("weight_block_size");
+  if (block && *block != Json{128, 128})
+    json.fail(json.name("weight_block_size") + " (" + in_quotes(block->dump()) +
+              ") must equal [128,128]");
+}
+
 inline void refuse_unsupported(const ConfigReader& json, const ModelConfig& c) {
   const std::string act = json.string("hidden_act", "silu");
   json.refuse(act != "silu", "hidden_act", in_quotes(act));
@@ -185,6 +195,8 @@ inline void refuse_unsupported(const ConfigReader& json, const ModelConfig& c) {
     json.fail("qk_head_dim (" + std::to_string(qk) +
               ") must equal qk_nope_head_dim + qk_rope_head_dim (" +
               std::to_string(c.qk_head_dim()) + ")");
+  if (const auto quantization = json.object("quantization_config"))
+    check_quantization(*quantization);
 }
 
 }  // namespace detail

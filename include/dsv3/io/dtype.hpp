@@ -123,7 +123,7 @@ void decode_integers(const std::byte* from, To* to, Index n) {
 /// Converts n elements of type `dtype` at `from`, aligned or not. Real types become real types
 /// (rounded to nearest where To is narrower), integers become integers.
 ///
-/// Types    To: double, float, bf16; uint8_t, int32_t, int64_t.
+/// Types    To: double, float, bf16, e4m3 (saturating); uint8_t, int32_t, int64_t.
 /// Errors   std::invalid_argument, without a name of where, where one is real and the other is an
 ///          integer, or an integer does not fit.
 template <class To>
@@ -141,7 +141,8 @@ void convert_elements(DType dtype, const std::byte* from, To* to, Index n) {
     if (dtype == DType::i64) detail::decode_integers<std::int64_t>(from, to, n);
   } else {
     const auto real = [&]<class Stored>(Stored, auto widen) {
-      detail::decode_elements<Stored>(from, to, n, [&](Stored s) { return To(widen(s)); });
+      detail::decode_elements<Stored>(from, to, n,
+                                      [&](Stored s) { return To(accum_t<To>(widen(s))); });
     };
     const auto as_float = [](auto value) { return float(value); };
     switch (dtype) {

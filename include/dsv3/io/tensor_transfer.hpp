@@ -1,7 +1,7 @@
 // Tensors between files and a backend's memory, through a bounded buffer on the host.
 #pragma once
 
-#include <dsv3/core/view.hpp>
+#include <dsv3/core/quantized.hpp>
 #include <dsv3/io/safetensors_writer.hpp>
 
 namespace dsv3::detail {
@@ -28,13 +28,34 @@ void for_each_piece(const View<T, R>& view, Index first, Index n, auto&& f) {
   if (n > 0) f(view.data + first, Index{0}, n);
 }
 
-// Converts a tensor into the view of the backend's memory. Types and shapes were checked before.
+// FP8 weights of checkpoints have one scale for each block of so many rows and columns.
+inline constexpr Index scale_block = 128;
+
+// Multiplies elements [first, first + n) of a matrix, in row-major order, by the scales of their
+// blocks.
+template <class T>
+void apply_scales(const SafetensorsTensor& scales, Index columns, Index first, T* values, Index n) {
+  for (Index i = 0; i < n;) {
+    const Index row = (first + i) / columns, column = (first + i) % columns;
+    const Index left = std::min(scale_block - column % scale_block, columns - column);
+    const Index end = std::min(i + left, n);
+    accum_t<T> scale;
+    scales.read(row / scale_block * scales.shape[1] + column / scale_block, &scale, 1);
+    for (; i < end; ++i) values[i] = T(accum_t<T>(values[i]) * scale);
+  }
+}
+
+// Converts a tensor into the view of the backend's memory, times its scales where it has some.
+// Types and shapes were checked before.
 template <class Backend, class T, int R>
-void read_to_backend(Backend& backend, const SafetensorsTensor& tensor, const View<T, R>& to) {
+void read_to_backend(Backend& backend, const SafetensorsTensor& tensor, const View<T, R>& to,
+                     const SafetensorsTensor* scales = nullptr) {
   std::vector<T> buffer(static_cast<std::size_t>(std::min(to.size(), transfer_elements)));
   for (Index first = 0; first < to.size(); first += transfer_elements) {
     const Index n = std::min(to.size() - first, transfer_elements);
     tensor.read(first, buffer.data(), n);
+    if constexpr (R == 2)
+      if (scales) apply_scales(*scales, to.extent(1), first, buffer.data(), n);
     for_each_piece(to, first, n, [&](T* piece, Index at, Index count) {
       copy_to_backend(backend, piece, buffer.data() + at, count * static_cast<Index>(sizeof(T)));
     });

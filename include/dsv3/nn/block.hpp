@@ -153,8 +153,9 @@ struct Block {
   template <class Backend>
   void normalize_attention(Backend& backend, const Tensors<const W>& params, View<const R, 2> x,
                            typename Projection<P>::Operand n, Arena& scratch) const {
-    Projection<P>{}.normalize(backend, "input of input_layernorm", RmsNorm<R, T, V>{rms_norm_eps},
-                              params.input_layernorm, x, n, {}, Route::dense, scratch);
+    Projection<P>{}.normalize(
+        backend, input_site("input of input_layernorm", params.self_attn.kv_a_proj_with_mqa),
+        RmsNorm<R, T, V>{rms_norm_eps}, params.input_layernorm, x, n, {}, Route::dense, scratch);
   }
 
   // Writes n; returns the plain values where experts need them, from scratch in an FP8 policy.
@@ -168,9 +169,12 @@ struct Block {
     } else {
       values = n;
     }
-    Projection<P>{}.normalize(backend, "input of post_attention_layernorm",
-                              RmsNorm<R, T, V>{rms_norm_eps}, params.post_attention_layernorm, x1,
-                              n, values, params.is_moe() ? Route::dispatch : Route::dense, scratch);
+    const char* what = "input of post_attention_layernorm";
+    const auto site = params.is_moe() ? input_site(what, params.moe.gate_proj)
+                                      : input_site(what, params.mlp.gate_proj);
+    Projection<P>{}.normalize(backend, site, RmsNorm<R, T, V>{rms_norm_eps},
+                              params.post_attention_layernorm, x1, n, values,
+                              params.is_moe() ? Route::dispatch : Route::dense, scratch);
     return values;
   }
 

@@ -26,4 +26,19 @@ struct OperandRow {
   }
 };
 
+// Exchanges two tensors.
+template <class M>
+struct SwapRow {
+  View<M, 1> a, b;
+
+  DSV3_HD void operator()(auto team, Index chunk) const {
+    const Index first = chunk * optimizer_chunk;
+    team.each(chunk_size(a.extent(0), chunk), [&](Index j) {
+      const M kept = a(first + j);
+      a(first + j) = b(first + j);
+      b(first + j) = kept;
+    });
+  }
+};
+
 }  // namespace dsv3::detail

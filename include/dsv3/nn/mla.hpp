@@ -174,9 +174,9 @@ struct Mla {
     const View<const T, 2> flat = heads_flat(o);
     if constexpr (packs_output)
       for_each_row(backend, tokens, detail::PackE5m6Row<T>{flat, saved.o});
+    const auto site = input_site("input of o_proj", params.o_proj);
     projection.forward(backend, params.o_proj,
-                       projection.input(backend, "input of o_proj", flat, Route::dense, scratch), y,
-                       scratch);
+                       projection.input(backend, site, flat, Route::dense, scratch), y, scratch);
   }
 
   /// Overwrites dx [T, H]; adds to grads. x is the input of forward.
@@ -207,11 +207,12 @@ struct Mla {
       }
       {
         const ArenaScope columns_scope(scratch);
+        const auto site = input_site("input of o_proj", params.o_proj);
         const auto columns = [&] {
           if constexpr (packs_output)  // powers of two: only exponents move
-            return projection.input_columns(backend, saved.o, Route::dispatch, scratch);
+            return projection.input_columns(backend, site, saved.o, Route::dispatch, scratch);
           else
-            return projection.input_columns(backend, as_const(heads_flat(o)), dense, scratch);
+            return projection.input_columns(backend, site, as_const(heads_flat(o)), dense, scratch);
         }();
         projection.backward(backend, "gradient of o_proj's output", params.o_proj, columns, dy,
                             dense, heads_flat(d_o), Output::overwrite, grads.o_proj, scratch);
@@ -243,7 +244,7 @@ struct Mla {
       norm.backward(backend, {params.q_a_layernorm}, saved.q_a, dc_q, dq_a, Output::overwrite,
                     {grads.q_a_layernorm}, scratch);
     }
-    const auto columns = projection.input_columns(backend, x, dense, scratch);
+    const auto columns = projection.input_columns(backend, {}, x, dense, scratch);
     projection.backward(backend, "gradient of kv_a_proj_with_mqa's output",
                         params.kv_a_proj_with_mqa, columns, as_const(dkv_a), dense, dx,
                         Output::overwrite, grads.kv_a_proj_with_mqa, scratch);
@@ -274,7 +275,7 @@ struct Mla {
                       View<const T, 2> dy, View<T, 2> dx, View<typename P::master, 2> dweight,
                       Arena& scratch) const {
     const ArenaScope scope(scratch);
-    const auto columns = projection.input_columns(backend, x, Route::dense, scratch);
+    const auto columns = projection.input_columns(backend, {}, x, Route::dense, scratch);
     projection.backward(backend, what, weight, columns, dy, Route::dense, dx, Output::overwrite,
                         dweight, scratch);
   }
@@ -285,8 +286,9 @@ struct Mla {
     const RmsNorm<T, T, V> norm{latent_norm_eps};
     const Rope<T> rope;
     if (q_lora_rank) {
-      projection.normalize(backend, "input of q_a_layernorm", norm, params.q_a_layernorm,
-                           as_const(saved.q_a), e.c_q, {}, Route::dense, scratch);
+      projection.normalize(backend, input_site("input of q_a_layernorm", params.q_b_proj), norm,
+                           params.q_a_layernorm, as_const(saved.q_a), e.c_q, {}, Route::dense,
+                           scratch);
       projection.forward(backend, params.q_b_proj, Input(e.c_q), heads_flat(e.q), scratch);
     } else {
       projection.forward(backend, params.q_proj, x, heads_flat(e.q), scratch);
@@ -294,8 +296,8 @@ struct Mla {
     rope.forward(backend, e.q, table, sequences.position, e.q);
     const auto latent = as_const(saved.kv_a.cols(0, kv_lora_rank));
     if constexpr (QuantizedPolicy<P>)
-      projection.normalize(backend, "input of kv_a_layernorm", norm, params.kv_a_layernorm, latent,
-                           e.c_codes, e.c, Route::dense, scratch);
+      projection.normalize(backend, input_site("input of kv_a_layernorm", params.kv_b_proj), norm,
+                           params.kv_a_layernorm, latent, e.c_codes, e.c, Route::dense, scratch);
     else
       norm.forward(backend, {params.kv_a_layernorm}, latent, e.c);
     projection.forward(backend, params.kv_b_proj, latent_of(e), heads_flat(e.kv), scratch);

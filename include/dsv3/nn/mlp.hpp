@@ -69,7 +69,8 @@ struct Mlp {
       const auto a = scratch.take<T>({tokens, inter}), b = scratch.take<T>({tokens, inter});
       projection.forward(backend, params.gate_proj, x, a, scratch);
       projection.forward(backend, params.up_proj, x, b, scratch);
-      projection.swiglu(backend, as_const(a), as_const(b), saved.a, saved.b, h, scratch);
+      projection.swiglu(backend, input_site("input of down_proj", params.down_proj), as_const(a),
+                        as_const(b), saved.a, saved.b, h, scratch);
       projection.forward(backend, params.down_proj, Quantized<const Code>(h), y, scratch);
     } else {
       const auto h = scratch.take<T>({tokens, inter});
@@ -92,17 +93,23 @@ struct Mlp {
     constexpr auto dense = Route::dense;
     if constexpr (QuantizedPolicy<P>) {
       using Code = typename P::code;
+      const auto output = gradient_site("gradient of down_proj's output", params.down_proj);
+      const auto input = input_site("input of down_proj", params.down_proj);
+      const ArenaScope down(scratch);
+      const auto h = scratch.take<T>({tokens, inter});
       {
-        const ArenaScope down(scratch);
-        const auto h = projection.input_columns(
-            backend, detail::SwigluOf<T, Code>{as_const(saved.a), as_const(saved.b)}, dense,
-            scratch);
-        projection.backward(backend, "gradient of down_proj's output", params.down_proj, h, dy,
-                            dense, da, Output::overwrite, grads.down_proj, scratch);
+        const ArenaScope rows(scratch);
+        projection.backward_input(backend, params.down_proj,
+                                  projection.gradient(backend, output, dy, dense, scratch), da,
+                                  Output::overwrite, scratch);
       }
       for_each_row(backend, tokens,
                    detail::SwigluQuantizedBackwardRow<T, Code>{as_const(saved.a), as_const(saved.b),
-                                                               da, da, db});
+                                                               da, da, db, h});
+      projection.backward_weight(
+          backend, projection.gradient_columns(backend, output, dy, dense, scratch),
+          projection.input_columns(backend, input, as_const(h), dense, scratch), grads.down_proj,
+          scratch);
     } else {
       const auto h = scratch.take<T>({tokens, inter});
       const Linear linear;
@@ -110,7 +117,7 @@ struct Mlp {
       for_each_row(backend, tokens, detail::SwigluBackwardRow<T>{saved.a, saved.b, da, da, db, h});
       linear.backward_weight(backend, dy, h, grads.down_proj);
     }
-    const auto columns = projection.input_columns(backend, x, dense, scratch);
+    const auto columns = projection.input_columns(backend, {}, x, dense, scratch);
     projection.backward(backend, "gradient of gate_proj's output", params.gate_proj, columns,
                         as_const(da), dense, dx, Output::overwrite, grads.gate_proj, scratch);
     projection.backward(backend, "gradient of up_proj's output", params.up_proj, columns,

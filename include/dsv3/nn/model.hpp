@@ -6,6 +6,7 @@
 #include <dsv3/nn/chunks.hpp>
 #include <dsv3/nn/initialize.hpp>
 #include <dsv3/nn/transformer.hpp>
+#include <set>
 #include <string_view>
 
 namespace dsv3 {
@@ -113,6 +114,22 @@ class Model {
       dsv3::for_each_tensor<P>(
           [&](const std::string&, auto master, auto operand) { refresh(master, operand); },
           masters_, writable_operands_);
+  }
+
+  /// Calls f(name, view [2, 1 + history]) for each history of delayed scaling, named after the
+  /// first weight that it belongs to; for none in other policies.
+  void for_each_history(auto&& f) const {
+    if constexpr (QuantizedPolicy<P>)
+      if constexpr (P::history > 0) {
+        std::set<const float*> seen;  // the experts of a layer share one
+        dsv3::for_each_tensor<P>(
+            [&](const std::string& name, auto operand) {
+              if constexpr (requires { operand.history; }) {
+                if (seen.insert(operand.history.data).second) f(name, operand.history);
+              }
+            },
+            writable_operands_);
+      }
   }
 
   /// Rows of kernels that walk a tensor chunk by chunk.
@@ -245,6 +262,7 @@ class Model {
       writable_operands_ = ModelTensors<P, W>::make(config, none);
     } else {
       operand_memory_ = Buffer<Backend>(backend, tensor_bytes<W>(config));
+      fill_zero(backend, operand_memory_.data(), operand_memory_.bytes());  // histories start empty
       Arena first(operand_memory_.data(), operand_memory_.bytes());
       Arena again(operand_memory_.data(), operand_memory_.bytes());
       writable_operands_ = ModelTensors<P, W>::make(config, first);

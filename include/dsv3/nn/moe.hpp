@@ -118,7 +118,7 @@ struct ExpertBackwardRow {
   }
 };
 
-// The same from saved codes of a and b; h is not needed.
+// The same from saved codes of a and b; h is left without its weight.
 template <class T, class C>
 struct ExpertQuantizedBackwardRow {
   Quantized<const C> a, b;
@@ -126,34 +126,32 @@ struct ExpertQuantizedBackwardRow {
   View<const std::int32_t, 1> pair_of_slot;
   View<const accum_t<T>, 2> weights;
   View<accum_t<T>, 2> dweights;
-  View<T, 2> da, db;  // da may be dh
+  View<T, 2> da, db, h;  // da may be dh
 
   DSV3_HD void operator()(auto team, Index slot) const {
     using A = accum_t<T>;
     const Index k = weights.extent(1), pair = pair_of_slot(slot), t = pair / k, i = pair % k;
-    const Index n = da.extent(1);
+    const Index n = h.extent(1);
     const A w = weights(t, i);
-    A dw = 0;
-    for_each_piece_of_row(a, slot, 0, n, [&](Index first, Index count, const auto& gate_of) {
-      for_each_piece_of_row(b, slot, first, first + count, [&](Index, Index, const auto& up_of) {
-        dw += team.dot(
-            count,
-            [&](Index c) {
-              const A gate = gate_of(first + c);
-              return gate * sigmoid(gate) * up_of(first + c);
-            },
-            [&](Index c) { return A(dh(slot, first + c)); });
-        team.sync();
-        team.each(count, [&](Index c) {
-          const Index j = first + c;
-          const A gate = gate_of(j), up = up_of(j), d = A(dh(slot, j)) * w;
-          const A s = sigmoid(gate);
-          db(slot, j) = T(d * (gate * s));
-          da(slot, j) = T(d * up * s * fma(gate, A(1) - s, A(1)));
+    // f(j, gate, up) for every column; b has the same groups as a.
+    const auto each = [&](auto f) {
+      for_each_piece_of_row(a, slot, 0, n, [&](Index first, Index count, const auto& gate_of) {
+        for_each_piece_of_row(b, slot, first, first + count, [&](Index, Index, const auto& up_of) {
+          team.each(count, [&](Index c) { f(first + c, gate_of(first + c), up_of(first + c)); });
         });
       });
-    });
+    };
+    each([&](Index j, A gate, A up) { h(slot, j) = T(gate * sigmoid(gate) * up); });
+    team.sync();
+    const A dw = team.dot(
+        n, [&](Index j) { return A(h(slot, j)); }, [&](Index j) { return A(dh(slot, j)); });
     team.once([&] { dweights(t, i) = dw; });
+    team.sync();
+    each([&](Index j, A gate, A up) {
+      const A d = A(dh(slot, j)) * w, s = sigmoid(gate);
+      db(slot, j) = T(d * (gate * s));
+      da(slot, j) = T(d * up * s * fma(gate, A(1) - s, A(1)));
+    });
   }
 };
 
@@ -417,7 +415,8 @@ struct Moe {
         const auto b = scratch.take<T>({pairs, moe_intermediate_size});
         projection.forward(backend, params.gate_proj, slots, offsets, a, scratch);
         projection.forward(backend, params.up_proj, slots, offsets, b, scratch);
-        projection.swiglu(backend, as_const(a), as_const(b), saved.a, saved.b, h, scratch);
+        projection.swiglu(backend, input_site("input of down_proj", params.down_proj), as_const(a),
+                          as_const(b), saved.a, saved.b, h, scratch);
       }
       const auto slots = scratch.take<T>({pairs, hidden});
       projection.forward(backend, params.down_proj, Quantized<const Code>(h), offsets, slots,
@@ -450,48 +449,51 @@ struct Moe {
       using Code = typename P::code;
       using GradientCode = typename P::gradient_code;
       const Projection<P> projection;
-      const auto dslots = scratch.take<T>({pairs, hidden});
-      const ArenaScope scope(scratch);
       const auto da = scratch.take<T>({pairs, I}), db = scratch.take<T>({pairs, I});
       {
         const ArenaScope down(scratch);
-        const auto dy_codes = projection.gradient(backend, "gradient of the experts' outputs", dy,
-                                                  Route::dispatch, scratch);
+        const auto h = scratch.take<T>({pairs, I});
+        const auto site = gradient_site("gradient of the experts' outputs", params.down_proj);
+        const auto dy_codes = projection.gradient(backend, site, dy, Route::dispatch, scratch);
         const auto dy_slots = dispatch(backend, dy_codes, routing, scratch);
         projection.backward_input(backend, params.down_proj, dy_slots, offsets, da,
                                   Output::overwrite, scratch);
         for_each_row(backend, pairs,
                      detail::ExpertQuantizedBackwardRow<T, Code>{
                          as_const(saved.a), as_const(saved.b), da, routing.pair_of_slot,
-                         routing.topk_weights, dweights, da, db});
-        const auto h = projection.template columns<Code>(
-            backend, detail::SwigluOf<T, Code>{as_const(saved.a), as_const(saved.b)}, offsets,
+                         routing.topk_weights, dweights, da, db, h});
+        const auto h_columns = projection.template columns<Code>(
+            backend, input_site("input of down_proj", params.down_proj), as_const(h), offsets,
             Route::dense, scratch);
         const auto weighted = projection.template columns<GradientCode>(
-            backend,
+            backend, {},
             detail::WeightedSlots<GradientCode>{dy_slots, routing.pair_of_slot,
                                                 routing.topk_weights},
             offsets, Route::dispatch, scratch);
-        projection.backward_weight(backend, weighted, h, offsets, grads.down_proj, scratch);
+        projection.backward_weight(backend, weighted, h_columns, offsets, grads.down_proj, scratch);
       }
       {
         const ArenaScope up(scratch);
         const auto slots = dispatch(backend, x.codes, routing, scratch);
-        const auto columns =
-            projection.template columns<Code>(backend, slots, offsets, Route::dispatch, scratch);
-        const auto weight_gradient = [&](const View<const T, 2>& d, View<M, 3> gradient) {
+        const auto columns = projection.template columns<Code>(backend, {}, slots, offsets,
+                                                               Route::dispatch, scratch);
+        const auto weight_gradient = [&](const Site& site, const View<const T, 2>& d,
+                                         View<M, 3> gradient) {
           const ArenaScope one(scratch);
-          const auto d_columns =
-              projection.template columns<GradientCode>(backend, d, offsets, Route::dense, scratch);
+          const auto d_columns = projection.template columns<GradientCode>(
+              backend, site, d, offsets, Route::dense, scratch);
           projection.backward_weight(backend, d_columns, columns, offsets, gradient, scratch);
         };
-        weight_gradient(da, grads.gate_proj);
-        weight_gradient(db, grads.up_proj);
+        weight_gradient(gradient_site("", params.gate_proj), da, grads.gate_proj);
+        weight_gradient(gradient_site("", params.up_proj), db, grads.up_proj);
       }
+      const auto dslots = scratch.take<T>({pairs, hidden});
       const auto input_gradient = [&](const char* what, const View<const T, 2>& d,
-                                      QuantizedStack<const Code> weight, Output output) {
+                                      const QuantizedWeightStack<const Code>& weight,
+                                      Output output) {
         const ArenaScope one(scratch);
-        const auto rows = projection.gradient(backend, what, d, Route::dense, scratch);
+        const auto rows =
+            projection.gradient(backend, gradient_site(what, weight), d, Route::dense, scratch);
         projection.backward_input(backend, weight, rows, offsets, dslots, output, scratch);
       };
       input_gradient("gradient of the experts' gate_proj outputs", da, params.gate_proj,

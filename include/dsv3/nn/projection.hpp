@@ -20,6 +20,30 @@ enum class Route {
             ///< move
 };
 
+/// Where a matrix is quantised: its name in messages of the checked mode, and the history of its
+/// scale in delayed scaling.
+struct Site {
+  const char* what = "";
+  View<float, 1> history;  // [1 + history]; or empty
+
+  Site() = default;
+  Site(const char* name, View<float, 1> amax = {}) : what(name), history(amax) {}
+};
+
+/// The input of a projection, or the gradient in its output.
+template <class Weight>
+Site input_site(const char* what, const Weight& weight) {
+  if constexpr (requires { weight.history; })
+    if (weight.history.extent(0)) return {what, weight.history[0]};
+  return {what, {}};
+}
+template <class Weight>
+Site gradient_site(const char* what, const Weight& weight) {
+  if constexpr (requires { weight.history; })
+    if (weight.history.extent(0)) return {what, weight.history[1]};
+  return {what, {}};
+}
+
 /// The linear layers of attention, MLPs and experts. In a plain policy an operand is the matrix
 /// itself: the names below cost nothing.
 ///
@@ -43,18 +67,18 @@ struct Projection {
     return arena.take<T>({rows, columns});
   }
   template <class Backend>
-  Input input(Backend&, const char*, View<const T, 2> x, Route, Arena&) const {
+  Input input(Backend&, const Site&, View<const T, 2> x, Route, Arena&) const {
     return x;
   }
   /// Writes norm(x) to y.
   template <class Backend, class In>
-  void normalize(Backend& backend, const char*, const RmsNorm<In, T, V>& norm,
+  void normalize(Backend& backend, const Site&, const RmsNorm<In, T, V>& norm,
                  View<const V, 1> weight, View<const In, 2> x, Operand y, View<T, 2>, Route,
                  Arena&) const {
     norm.forward(backend, {weight}, x, y);
   }
   template <class Backend>
-  Input input_columns(Backend&, Input x, Route, Arena&) const {
+  Input input_columns(Backend&, const Site&, Input x, Route, Arena&) const {
     return x;
   }
   template <class Backend, class Y>
@@ -117,6 +141,8 @@ struct Projection<P> {
                 "tile of an FP8 policy must be 32, 64, 128 or 256, or 0 for one scale a tensor");
   static_assert(P::gradient_rows == 1 || (P::gradient_rows == 128 && P::tile > 0),
                 "gradient_rows of an FP8 policy must be 1, or 128 beside a tile");
+  static_assert(P::history == 0 || P::tile == 0,
+                "history of an FP8 policy, delayed scaling, needs tile = 0: one scale a tensor");
   static_assert(std::is_same_v<Code, e4m3> || std::is_same_v<Code, e5m2> ||
                     std::is_same_v<Code, double>,
                 "code of an FP8 policy must be e4m3 or e5m2 (or double: no quantising)");
@@ -147,24 +173,24 @@ struct Projection<P> {
 
   /// x as the input of projections.
   template <class Backend>
-  Input input(Backend& backend, const char* what, View<const T, 2> x, Route route,
+  Input input(Backend& backend, const Site& site, View<const T, 2> x, Route route,
               Arena& scratch) const {
-    return rows<Code>(backend, what, x, route, RoundNearest{}, 1, scratch);
+    return rows<Code>(backend, site, x, route, RoundNearest{}, 1, scratch);
   }
 
   /// Writes the codes of norm(x) to y, in one pass over x; to plain, where it has rows, the values
   /// that they are the codes of.
   template <class Backend, class In>
-  void normalize(Backend& backend, const char* what, const RmsNorm<In, T, V>& norm,
+  void normalize(Backend& backend, const Site& site, const RmsNorm<In, T, V>& norm,
                  View<const V, 1> weight, View<const In, 2> x, Operand y, View<T, 2> plain,
                  Route route, Arena& scratch) const {
     const Index tokens = x.extent(0), features = x.extent(1);
-    if constexpr (P::checked) detail::check_finite(backend, what, x, scratch);
+    if constexpr (P::checked) detail::check_finite(backend, site.what, x, scratch);
     if constexpr (P::tile == 0) {
       const ArenaScope scope(scratch);
       const auto n = plain.extent(0) ? plain : scratch.take<T>({tokens, features});
       norm.forward(backend, {weight}, x, n);
-      whole<Code>(backend, as_const(n), y, rule(route), RoundNearest{}, scratch);
+      whole<Code>(backend, site, as_const(n), y, rule(route), RoundNearest{}, scratch);
     } else {
       check_shape("Projection::normalize", "weight", weight, features, "columns of x");
       for_each_row(
@@ -175,8 +201,8 @@ struct Projection<P> {
 
   /// h = silu(a) * b as the input of a projection, and a and b as they are kept, in one pass.
   template <class Backend>
-  void swiglu(Backend& backend, View<const T, 2> a, View<const T, 2> b, Stored saved_a,
-              Stored saved_b, Quantized<Code> h, Arena& scratch) const {
+  void swiglu(Backend& backend, const Site& site, View<const T, 2> a, View<const T, 2> b,
+              Stored saved_a, Stored saved_b, Quantized<Code> h, Arena& scratch) const {
     if constexpr (P::checked) {
       detail::check_finite(backend, "output of gate_proj", a, scratch);
       detail::check_finite(backend, "output of up_proj", b, scratch);
@@ -186,9 +212,9 @@ struct Projection<P> {
       const ArenaScope scope(scratch);
       const auto plain = scratch.take<T>({a.extent(0), a.extent(1)});
       for_each_row(backend, a.extent(0), detail::SwigluForwardRow<T>{a, b, plain});
-      whole<Code>(backend, a, saved_a, scale_rule, RoundNearest{}, scratch);
-      whole<Code>(backend, b, saved_b, scale_rule, RoundNearest{}, scratch);
-      whole<Code>(backend, as_const(plain), h, scale_rule, RoundNearest{}, scratch);
+      whole<Code>(backend, {}, a, saved_a, scale_rule, RoundNearest{}, scratch);
+      whole<Code>(backend, {}, b, saved_b, scale_rule, RoundNearest{}, scratch);
+      whole<Code>(backend, site, as_const(plain), h, scale_rule, RoundNearest{}, scratch);
     } else {
       for_each_row(backend, a.extent(0),
                    detail::SwigluQuantizeRow<T, Code>{a, b, saved_a, saved_b, h, scale_rule});
@@ -197,16 +223,24 @@ struct Projection<P> {
 
   /// The rows of a gradient as the left operand of dX = dY W.
   template <class Backend>
-  Quantized<const GradientCode> gradient(Backend& backend, const char* what, View<const T, 2> dy,
+  Quantized<const GradientCode> gradient(Backend& backend, const Site& site, View<const T, 2> dy,
                                          Route route, Arena& scratch) const {
-    return rows<GradientCode>(backend, what, dy, route, Rounding{}, P::gradient_rows, scratch);
+    return rows<GradientCode>(backend, site, dy, route, Rounding{}, P::gradient_rows, scratch);
+  }
+
+  /// A gradient in groups along the tokens, the left operand of dW = dY^T X.
+  template <class Backend>
+  Quantized<const GradientCode> gradient_columns(Backend& backend, const Site& site,
+                                                 View<const T, 2> dy, Route route,
+                                                 Arena& scratch) const {
+    return columns<GradientCode>(backend, site, dy, {}, route, scratch);
   }
 
   /// Anything with pieces of rows as an operand of dW = dY^T X: groups of tile x 1, which begin
   /// anew at each segment of offsets [E + 1]; empty offsets: one segment.
   template <class C, class Backend, class Source>
-  Quantized<const C> columns(Backend& backend, const Source& x, View<const Index, 1> offsets,
-                             Route route, Arena& scratch) const {
+  Quantized<const C> columns(Backend& backend, const Site& site, const Source& x,
+                             View<const Index, 1> offsets, Route route, Arena& scratch) const {
     constexpr bool is_gradient = std::is_same_v<Source, View<const T, 2>>;
     using Round = std::conditional_t<is_gradient, Rounding, RoundNearest>;
     const Index rows = x.extent(0), n = x.extent(1);
@@ -216,7 +250,7 @@ struct Projection<P> {
         return x;  // one scale serves in every direction
       } else {
         const auto q = take_segments<C>(scratch, rows, n, segments, 0);
-        whole<C>(backend, x, q, rule(route), Round{}, scratch);
+        whole<C>(backend, site, x, q, rule(route), Round{}, scratch);
         return q;
       }
     } else {
@@ -252,24 +286,26 @@ struct Projection<P> {
 
   /// The input of forward, in groups along the tokens.
   template <class Backend, class Source>
-  Input input_columns(Backend& backend, const Source& x, Route route, Arena& scratch) const {
-    return columns<Code>(backend, x, {}, route, scratch);
+  Input input_columns(Backend& backend, const Site& site, const Source& x, Route route,
+                      Arena& scratch) const {
+    return columns<Code>(backend, site, x, {}, route, scratch);
   }
 
   /// The whole backward of one layer from a plain dy: overwrites dx or adds to it, adds to dweight.
   /// x_columns is what input_columns() made of the input.
   template <class Backend, class DX, class G>
-  void backward(Backend& backend, const char* what, Quantized<const Code> weight, Input x_columns,
-                View<const T, 2> dy, Route route, View<DX, 2> dx, Output output, View<G, 2> dweight,
-                Arena& scratch) const {
+  void backward(Backend& backend, const char* what, const QuantizedWeight<const Code>& weight,
+                Input x_columns, View<const T, 2> dy, Route route, View<DX, 2> dx, Output output,
+                View<G, 2> dweight, Arena& scratch) const {
+    const Site site = gradient_site(what, weight);
     {
       const ArenaScope scope(scratch);
-      const auto rows = gradient(backend, what, dy, route, scratch);
+      const auto rows = gradient(backend, site, dy, route, scratch);
       backward_input(backend, weight, rows, dx, output, scratch);
     }
     const ArenaScope scope(scratch);
-    const auto columns_of_dy = columns<GradientCode>(backend, dy, {}, route, scratch);
-    backward_weight(backend, columns_of_dy, x_columns, dweight, scratch);
+    backward_weight(backend, gradient_columns(backend, site, dy, route, scratch), x_columns,
+                    dweight, scratch);
   }
 
   /// The same for one matrix for each expert, over the rows of its segment.
@@ -292,17 +328,20 @@ struct Projection<P> {
 
  private:
   template <class C, class Backend, class Round>
-  Quantized<const C> rows(Backend& backend, const char* what, View<const T, 2> x, Route route,
+  Quantized<const C> rows(Backend& backend, const Site& site, View<const T, 2> x, Route route,
                           Round rounding, Index together, Arena& scratch) const {
-    if constexpr (P::checked) detail::check_finite(backend, what, x, scratch);
+    if constexpr (P::checked) detail::check_finite(backend, site.what, x, scratch);
     const Index tokens = x.extent(0);
     const auto q = take_quantized<C>(scratch, tokens, x.extent(1), P::tile ? 1 : 0, P::tile);
     if constexpr (P::tile == 0) {
-      whole<C>(backend, x, q, rule(route), rounding, scratch);
+      whole<C>(backend, site, x, q, rule(route), rounding, scratch);
     } else if (together > 1) {
       for_each_row(
           backend, groups_of(tokens, together),
           detail::QuantizeRowsTogether<T, C, Round>{x, together, q, rule(route), rounding});
+    } else if constexpr (std::is_same_v<Round, RoundNearest> &&
+                         requires { quantize_rows(backend, x, q, rule(route)); }) {
+      quantize_rows(backend, x, q, rule(route));
     } else {
       for_each_row(backend, tokens, detail::QuantizeRow<T, C, Round>{x, q, rule(route), rounding});
     }
@@ -311,14 +350,14 @@ struct Projection<P> {
 
   // One scale for all of x.
   template <class C, class Backend, class Source, class Round>
-  void whole(Backend& backend, const Source& x, const Quantized<C>& q, const ScaleRule& scale_rule,
-             Round rounding, Arena& scratch) const {
+  void whole(Backend& backend, const Site& site, const Source& x, const Quantized<C>& q,
+             const ScaleRule& scale_rule, Round rounding, Arena& scratch) const {
     using A = accum_t<C>;
     if (x.extent(0) == 0) return;  // there is no group, and no room for a scale
     const ArenaScope scope(scratch);
     const auto partial = scratch.take<A>({x.extent(0)});
     for_each_row(backend, x.extent(0), detail::RowMagnitude<Source, A>{x, partial});
-    for_each_row(backend, 1, detail::TensorScale<C>{partial, q, scale_rule});
+    for_each_row(backend, 1, detail::TensorScale<C>{partial, q, scale_rule, site.history});
     for_each_row(backend, x.extent(0), detail::EncodeRow<Source, C, Round>{x, q, rounding});
   }
 

@@ -232,17 +232,41 @@ struct RowMagnitude {
   }
 };
 
-// The one scale of a whole tensor, from the largest of the partial values.
+// The one scale of a whole tensor: from the largest of the partial values or, where there is a
+// history of values, from the largest of the steps before. This step's is noted in either case.
 template <class C>
 struct TensorScale {
   View<const accum_t<C>, 1> partial;
   Quantized<C> q;
   ScaleRule rule;
+  View<float, 1> history;  // [1 + steps before], this step's first; or empty
 
   DSV3_HD void operator()(auto team, Index) const {
-    const auto amax = from_magnitude(
+    using A = accum_t<C>;
+    const A now = from_magnitude(
         team.max(partial.extent(0), [&](Index i) { return magnitude_bits(partial(i)); }));
-    team.once([&] { q.scales(0, 0) = rule.template scale<C>(amax); });
+    const Index steps = history.extent(0) ? history.extent(0) - 1 : 0;
+    const float before =
+        from_magnitude(team.max(steps, [&](Index i) { return magnitude_bits(history(1 + i)); }));
+    team.once([&] {
+      q.scales(0, 0) = rule.template scale<C>(before > 0 ? A(before) : now);
+      if (steps > 0 && float(now) > history(0)) history(0) = float(now);
+    });
+  }
+};
+
+// What a history does after a step: every value moves on by one. Where the step was skipped
+// (norm[1] is 0), its own value is forgotten.
+struct AdvanceHistoryRow {
+  View<float, 2> history;
+  View<const double, 1> norm;
+
+  DSV3_HD void operator()(auto team, Index row) const {
+    team.once([&] {
+      if (norm(1) != 0)
+        for (Index i = history.extent(1) - 1; i > 0; --i) history(row, i) = history(row, i - 1);
+      history(row, 0) = 0;
+    });
   }
 };
 

@@ -60,48 +60,28 @@ struct SwigluQuantizeRow {
   }
 };
 
-// h = silu(a) * b rounded to T, as a matrix with pieces of rows, from saved codes.
-template <class T, class C>
-struct SwigluOf {
-  Quantized<const C> a, b;
-
-  DSV3_HD Index extent(int d) const { return a.extent(d); }
-};
-template <class T, class C>
-DSV3_HD void for_each_piece_of_row(const SwigluOf<T, C>& h, Index t, Index from, Index to,
-                                   auto&& f) {
-  for_each_piece_of_row(h.a, t, from, to, [&](Index first, Index count, const auto& gate_of) {
-    // b has the same groups: one piece.
-    for_each_piece_of_row(h.b, t, first, first + count, [&](Index, Index, const auto& up_of) {
-      f(first, count, [&](Index j) {
-        const accum_t<T> gate = gate_of(j);
-        return accum_t<T>(T(gate * sigmoid(gate) * up_of(j)));
-      });
-    });
-  });
-}
-
-// SwiGLU backward from saved codes.
+// SwiGLU backward from saved codes. Also h again.
 template <class T, class C>
 struct SwigluQuantizedBackwardRow {
   Quantized<const C> a, b;
   View<const T, 2> dh;
-  View<T, 2> da, db;  // da may be dh
+  View<T, 2> da, db, h;  // da may be dh
 
   DSV3_HD void operator()(auto team, Index t) const {
     using A = accum_t<T>;
-    for_each_piece_of_row(
-        a, t, 0, da.extent(1), [&](Index first, Index count, const auto& gate_of) {
-          for_each_piece_of_row(b, t, first, first + count, [&](Index, Index, const auto& up_of) {
-            team.each(count, [&](Index i) {
-              const Index j = first + i;
-              const A gate = gate_of(j), up = up_of(j), d = A(dh(t, j));
-              const A s = sigmoid(gate);
-              db(t, j) = T(d * (gate * s));
-              da(t, j) = T(d * up * s * fma(gate, A(1) - s, A(1)));
-            });
-          });
+    for_each_piece_of_row(a, t, 0, h.extent(1), [&](Index first, Index count, const auto& gate_of) {
+      // b has the same groups: one piece.
+      for_each_piece_of_row(b, t, first, first + count, [&](Index, Index, const auto& up_of) {
+        team.each(count, [&](Index i) {
+          const Index j = first + i;
+          const A gate = gate_of(j), up = up_of(j), d = A(dh(t, j));
+          const A s = sigmoid(gate), silu = gate * s;
+          h(t, j) = T(silu * up);
+          db(t, j) = T(d * silu);
+          da(t, j) = T(d * up * s * fma(gate, A(1) - s, A(1)));
         });
+      });
+    });
   }
 };
 

@@ -258,11 +258,13 @@ class Transformer {
       saved.moe.balance = pass.balance.rows(moe_layer, 1);
       if (!inputs.forced.empty()) forced = inputs.forced[static_cast<std::size_t>(moe_layer)];
     }
-    block_.forward(backend, block, bias_of(inputs, moe_layer), forced, level.x[b], tokens.sequences,
-                   inputs.table, scale.per_sequence, y, saved, arena,
-                   [&](const char* what, auto view) {
-                     if (!arena.counting()) observer(what, layer, view);
-                   });
+    in_layer(layer, [&] {
+      block_.forward(backend, block, bias_of(inputs, moe_layer), forced, level.x[b],
+                     tokens.sequences, inputs.table, scale.per_sequence, y, saved, arena,
+                     [&](const char* what, auto view) {
+                       if (!arena.counting()) observer(what, layer, view);
+                     });
+    });
     if (block.is_moe()) {
       if (load.extent(0))
         for_each_row(backend, 1, detail::CountLoadRow{saved.moe.routing.offsets, load[moe_layer]});
@@ -295,8 +297,19 @@ class Transformer {
       block_.forward(backend, block, bias_of(inputs, moe_layer), choice, level.x[b],
                      tokens.sequences, inputs.table, scale.per_sequence, y, saved, arena);
     }
-    block_.backward(backend, block, level.x[b], saved, tokens.sequences, inputs.table,
-                    scale.per_sequence * scale.balance_alpha, dx, block_grads, arena);
+    in_layer(static_cast<Index>(k == 0 ? b : level_layer(k)), [&] {
+      block_.backward(backend, block, level.x[b], saved, tokens.sequences, inputs.table,
+                      scale.per_sequence * scale.balance_alpha, dx, block_grads, arena);
+    });
+  }
+
+  // Runs f; where the checked mode of an FP8 policy stops it, says in which layer.
+  static void in_layer(Index layer, auto f) {
+    try {
+      f();
+    } catch (const NonFinite& error) {
+      throw NonFinite("model.layers." + std::to_string(layer) + ": " + error.what());
+    }
   }
 
   std::size_t level_layer(std::size_t k) const {

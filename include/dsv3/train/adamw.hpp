@@ -2,6 +2,7 @@
 #pragma once
 
 #include <dsv3/core/math.hpp>
+#include <dsv3/core/moment.hpp>
 #include <dsv3/core/scalar.hpp>
 #include <dsv3/core/view.hpp>
 #include <dsv3/nn/chunks.hpp>
@@ -131,6 +132,76 @@ struct AdamWBlock {
       });
     team.sync();
     quantize_block(team, View<const M, 2>(weight), operand, down, across, scale);
+  }
+};
+
+// One row of a tensor whose moments are codes: m itself, and the square root of v, so that as many
+// binades suffice for it as for a gradient. Each group gets the scale of its new values.
+template <class M, class CM, class CV, class W>
+struct AdamWQuantizedMomentsRow {
+  AdamW rule;
+  View<const double, 1> norm;
+  View<M, 2> weight;
+  View<const M, 2> gradient;
+  MomentView<CM, 2> m;
+  MomentView<CV, 2> v;
+  View<W, 2> operand;  // or empty
+
+  DSV3_HD void operator()(auto team, Index row) const {
+    if (norm(1) == 0) return;
+    const AdamWElement<M> element(rule, norm(1));
+    const ScaleRule scale_rule;
+    const Index n = weight.extent(1), width = MomentView<CM, 2>::group;
+    for (Index g = 0; g * width < n; ++g) {
+      const Index first = g * width, left = n - first, count = left < width ? left : width;
+      const float m_scale = m.scales(row, g), v_scale = v.scales(row, g);
+      const auto next_m = [&](Index j) {
+        const float before = float(m.codes(row, j)) * m_scale;
+        return fma(element.b1, before, element.r1 * (element.factor * gradient(row, j)));
+      };
+      const auto next_root = [&](Index j) {
+        const float before = float(v.codes(row, j)) * v_scale;
+        const float grad = element.factor * gradient(row, j);
+        return sqrt(fma(element.b2, before * before, element.r2 * (grad * grad)));
+      };
+      const float new_m = scale_rule.scale<CM>(from_magnitude(
+          team.max(count, [&](Index j) { return magnitude_bits(next_m(first + j)); })));
+      const float new_v = scale_rule.scale<CV>(from_magnitude(
+          team.max(count, [&](Index j) { return magnitude_bits(next_root(first + j)); })));
+      team.sync();
+      team.each(count, [&](Index c) {
+        const Index j = first + c;
+        const float moment = next_m(j), root = next_root(j);
+        m.codes(row, j) = CM(moment / new_m);
+        v.codes(row, j) = CV(root / new_v);
+        const float update = (moment * element.c1) / (root * sqrt(element.c2) + element.eps);
+        weight(row, j) = fma(weight(row, j), element.keep, -(element.lr * update));
+        if (operand.data) operand(row, j) = W(weight(row, j));
+      });
+      team.sync();
+      team.once([&] {
+        m.scales(row, g) = new_m;
+        v.scales(row, g) = new_v;
+      });
+    }
+  }
+};
+
+// average = decay average + (1 - decay) weight, for one chunk. Nothing changes in a skipped step.
+template <class M>
+struct AverageRow {
+  double decay;
+  View<const double, 1> norm;
+  View<const M, 1> weight;
+  View<M, 1> average;
+
+  DSV3_HD void operator()(auto team, Index chunk) const {
+    const Index first = chunk * optimizer_chunk;
+    if (norm(1) == 0) return;
+    const M keep = M(decay), rest = M(1 - decay);
+    team.each(chunk_size(weight.extent(0), chunk), [&](Index j) {
+      average(first + j) = fma(keep, average(first + j), rest * weight(first + j));
+    });
   }
 };
 

@@ -30,6 +30,7 @@ struct TrainOptions {
   double balance_alpha = 1e-4;      ///< weight of the sequence-wise balance loss
   double bias_gamma = 1e-3;         ///< speed of the gate's bias, unless a schedule is given
   bool center_bias_update = false;  ///< subtract the mean of the signs: stops the bias drifting
+  double ema_decay = 0;             ///< of an average of the weights beside them; 0: none
   bool recompute = false;           ///< keep only each block's input until backward
   std::vector<ParameterGroup> groups = {};
 };
@@ -65,7 +66,9 @@ struct EvaluationReport : Losses {
 
 /// Trains a model: gradients, clipping, AdamW, gate-bias update, one report a step.
 ///
-/// Memory   gradients in P::master and two moments in P::moment beside the model.
+/// Memory   gradients in P::master and two moments in P::moment beside the model; with ema_decay
+/// the
+///          average of the weights in P::master.
 /// Errors   std::invalid_argument for options or batches that make no sense, before anything is
 ///          changed.
 /// Source   DeepSeek-V3 section 4.2; spec 8.
@@ -76,19 +79,32 @@ class Trainer {
   using M = typename P::master;
   using A = typename P::accumulator;
   using Moment = typename P::moment;
+  using SecondMoment = second_moment_t<P>;
   using Backend = std::remove_reference_t<decltype(std::declval<Model>().backend())>;
 
   explicit Trainer(Model& model, const TrainOptions& options = {})
       : model_(&model),
         options_(checked(options)),
         gradient_memory_(backend(), Model::template tensor_bytes<M>(model.config())),
-        moment_memory_(backend(), 2 * Model::template tensor_bytes<Moment>(model.config())) {
+        moment_memory_(backend(), Model::template tensor_bytes<Moment>(model.config()) +
+                                      Model::template tensor_bytes<SecondMoment>(model.config())) {
     const ModelConfig& c = model.config();
     Arena gradients(gradient_memory_.data(), gradient_memory_.bytes());
     gradients_ = ModelTensors<P, M>::make(c, gradients);
     Arena moments(moment_memory_.data(), moment_memory_.bytes());
     m_ = ModelTensors<P, Moment>::make(c, moments);
-    v_ = ModelTensors<P, Moment>::make(c, moments);
+    v_ = ModelTensors<P, SecondMoment>::make(c, moments);
+    if (options_.ema_decay > 0) {
+      average_memory_ = Buffer<Backend>(backend(), gradient_memory_.bytes());
+      Arena averages(average_memory_.data(), average_memory_.bytes());
+      averages_ = ModelTensors<P, M>::make(c, averages);
+      dsv3::for_each_tensor<P>(
+          [&](const std::string&, auto weight, auto average) {
+            for_each_row(backend(), Model::chunks(weight.size()),
+                         detail::OperandRow<M, M>{as_const(weight.flat()), average.flat()});
+          },
+          model.masters(), averages_);
+    }
     fill_zero(backend(), moment_memory_.data(), moment_memory_.bytes());
     resolve_groups();
     const Index layers = c.moe_layers(), experts = c.n_routed_experts;
@@ -129,6 +145,10 @@ class Trainer {
     report.step = progress_.step + 1;
     fill_zero(backend(), gradient_memory_.data(), gradient_memory_.bytes());
     fill_zero(backend(), load_.data, load_.size() * static_cast<Index>(sizeof(Index)));
+    model_->for_each_history([&](const std::string&, View<float, 2> history) {
+      for (Index row = 0; row < 2; ++row)  // evaluations since the last step leave nothing
+        fill_zero(backend(), &history(row, 0), static_cast<Index>(sizeof(float)));
+    });
     for (const Batch& batch : micro_batches) {
       const Losses losses =
           model_->losses_and_gradients(batch, scale, gradients_, load_, options_.recompute);
@@ -139,6 +159,10 @@ class Trainer {
         options_.schedule ? options_.schedule->lr(report.step, progress_.tokens) : options_.peak_lr;
     update(report.lr);
     update_bias();
+    model_->for_each_history([&](const std::string&, View<float, 2> history) {
+      for_each_row(backend(), history.extent(0), detail::AdvanceHistoryRow{history, norm_});
+    });
+    update_average();
     finish(report);
     const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - start;
     report.seconds = passed.count();
@@ -180,20 +204,60 @@ class Trainer {
                              : options_.bias_gamma;
   }
 
+  /// The exponential average of the weights over the steps, where ema_decay is not 0. It starts at
+  /// the weights that the trainer was made with.
+  const ModelTensors<P, M>& averages() const { return averages_; }
+
+  /// Exchanges the model's weights with their average: to evaluate or save it, and once more to go
+  /// on training. Errors   std::logic_error without ema_decay.
+  void swap_averages() {
+    if (options_.ema_decay == 0)
+      throw std::logic_error("Trainer::swap_averages: ema_decay (0) must be positive");
+    dsv3::for_each_tensor<P>(
+        [&](const std::string&, auto weight, auto average) {
+          for_each_row(backend(), Model::chunks(weight.size()),
+                       detail::SwapRow<M>{weight.flat(), average.flat()});
+        },
+        model_->masters(), averages_);
+    model_->refresh_operands();
+  }
+
   /// Calls f(name, view) for everything that a resumed run needs beside progress(): masters and
-  /// gate biases under their checkpoint names, moments under "adamw.m." and "adamw.v." + name.
+  /// gate biases under their checkpoint names, moments under "adamw.m." and "adamw.v." + name, the
+  /// average under "average." + name, histories of delayed scaling under "amax." + name.
   /// After writing to them call model().refresh_operands().
   void for_each_state_tensor(auto&& f) const {
     model_->for_each_tensor(f);
     dsv3::for_each_tensor<P>(
         [&](const std::string& name, auto m, auto v) {
-          f("adamw.m." + name, m);
-          f("adamw.v." + name, v);
+          state_of("adamw.m." + name, m, f);
+          state_of("adamw.v." + name, v, f);
         },
         m_, v_);
+    if (options_.ema_decay > 0)
+      dsv3::for_each_tensor<P>(
+          [&](const std::string& name, auto average) { f("average." + name, average); }, averages_);
+    model_->for_each_history(
+        [&](const std::string& name, View<float, 2> history) { f("amax." + name, history); });
   }
 
  private:
+  template <class T, int Rank>
+  static void state_of(const std::string& name, const View<T, Rank>& view, auto&& f) {
+    f(name, view);
+  }
+  template <class C, int Rank>
+  static void state_of(const std::string& name, const MomentView<C, Rank>& moment, auto&& f) {
+    View<std::uint8_t, Rank> codes;
+    codes.data = reinterpret_cast<std::uint8_t*>(moment.codes.data);
+    for (int d = 0; d < Rank; ++d) {
+      codes.extents[d] = moment.codes.extents[d];
+      codes.strides[d] = moment.codes.strides[d];
+    }
+    f(name + ".codes", codes);
+    f(name + ".scale", moment.scales);
+  }
+
   struct Group {
     bool frozen;
     double lr_factor, weight_decay;
@@ -219,6 +283,7 @@ class Trainer {
     require("beta1", o.beta1, o.beta1 >= 0 && o.beta1 < 1, "in [0, 1)");
     require("beta2", o.beta2, o.beta2 >= 0 && o.beta2 < 1, "in [0, 1)");
     require("eps", o.eps, M(o.eps) > 0 && o.eps < 1e9, "positive in P::master and finite");
+    require("ema_decay", o.ema_decay, o.ema_decay >= 0 && o.ema_decay < 1, "in [0, 1)");
     require("clip_norm", o.clip_norm, o.clip_norm > 0, "positive");
     for (const ParameterGroup& group : o.groups) {
       rate("lr_factor", group.lr_factor);
@@ -302,9 +367,43 @@ class Trainer {
         model_->masters(), gradients_, m_, v_, model_->writable_operands());
   }
 
+  void update_average() {
+    if (options_.ema_decay == 0) return;
+    dsv3::for_each_tensor<P>(
+        [&](const std::string&, auto weight, auto average) {
+          for_each_row(backend(), Model::chunks(weight.size()),
+                       detail::AverageRow<M>{options_.ema_decay, norm_, as_const(weight.flat()),
+                                             average.flat()});
+        },
+        model_->masters(), averages_);
+  }
+
+  // Moments of codes: rows of matrices, a vector being one row; codes of weights follow.
+  template <int Rank, class CM, class CV, class Operand>
+  void step_tensor(const AdamW& rule, const View<M, Rank>& weight, const View<M, Rank>& gradient,
+                   const MomentView<CM, Rank>& m, const MomentView<CV, Rank>& v,
+                   const Operand& operand) {
+    const auto matrix = [](const auto& view) {
+      using T = std::remove_pointer_t<decltype(view.data)>;
+      if constexpr (Rank == 1)
+        return View<T, 2>(view.data, {1, view.extent(0)});
+      else
+        return view;
+    };
+    View<typename P::weight, 2> plain;
+    constexpr bool codes = requires { operand.scales; };
+    if constexpr (!codes) plain = matrix(operand);
+    for_each_row(backend(), matrix(weight).extent(0),
+                 detail::AdamWQuantizedMomentsRow<M, CM, CV, typename P::weight>{
+                     rule, norm_, matrix(weight), as_const(matrix(gradient)),
+                     MomentView<CM, 2>{matrix(m.codes), matrix(m.scales)},
+                     MomentView<CV, 2>{matrix(v.codes), matrix(v.scales)}, plain});
+    if constexpr (codes)
+      quantize_weights(backend(), as_const(weight), operand, Projection<P>::rule(Route::dense));
+  }
   template <int Rank>
   void step_tensor(const AdamW& rule, const View<M, Rank>& weight, const View<M, Rank>& gradient,
-                   const View<Moment, Rank>& m, const View<Moment, Rank>& v,
+                   const View<Moment, Rank>& m, const View<SecondMoment, Rank>& v,
                    const View<typename P::weight, Rank>& operand) {
     for_each_row(backend(), Model::chunks(weight.size()),
                  detail::AdamWRow<M, Moment, typename P::weight>{
@@ -313,7 +412,7 @@ class Trainer {
   }
   template <class C>
   void step_tensor(const AdamW& rule, const View<M, 2>& weight, const View<M, 2>& gradient,
-                   const View<Moment, 2>& m, const View<Moment, 2>& v,
+                   const View<Moment, 2>& m, const View<SecondMoment, 2>& v,
                    const Quantized<C>& operand) {
     const Index blocks = groups_of(operand.extent(0), operand.group_rows) *
                          groups_of(operand.extent(1), operand.group_columns);
@@ -356,9 +455,10 @@ class Trainer {
 
   Model* model_;
   TrainOptions options_;
-  Buffer<Backend> gradient_memory_, moment_memory_, small_memory_;
-  ModelTensors<P, M> gradients_;
-  ModelTensors<P, Moment> m_, v_;
+  Buffer<Backend> gradient_memory_, moment_memory_, average_memory_, small_memory_;
+  ModelTensors<P, M> gradients_, averages_;
+  ModelTensors<P, Moment> m_;
+  ModelTensors<P, SecondMoment> v_;
   View<Index, 2> load_;
   View<double, 1> partial_;  // sums of squares of each chunk of each trained tensor
   View<double, 1> norm_;     // gradient norm, and the factor that clips it

@@ -58,6 +58,41 @@ void decode_words(__m512i codes, __m512i& first, __m512i& second) {
 }
 #endif
 
+#if defined(__AVX512BW__) && defined(__AVX512VBMI__)
+// The bytes that make decode_words give the words of 64 codes in turn, where code i of the sequence
+// is byte source(i) of the vector.
+template <class F>
+__m512i byte_order(F source) {
+  alignas(64) std::uint8_t bytes[64];
+  for (int q = 0; q < 8; ++q)
+    for (int b = 0; b < 8; ++b)
+      bytes[8 * q + b] = static_cast<std::uint8_t>(source((q % 2 * 4 + q / 2) * 8 + b));
+  return _mm512_load_si512(bytes);
+}
+
+// For sixteen words of four codes: first the lower two codes of each word, then the upper two.
+constexpr int pairs_of_words(int i) { return i % 32 / 2 * 4 + i / 32 * 2 + i % 2; }
+#endif
+
+// out[j] = the words of row[j] and next[j] for 32 columns.
+template <class Code>
+void decode_pairs(const Code* row, const Code* next, std::uint32_t* out) {
+#if defined(__AVX512BW__) && defined(__AVX512VBMI__)
+  const __m512i order = byte_order([](int i) { return i / 2 + i % 2 * 32; });
+  const auto half = [](const Code* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  };
+  const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(half(row)), half(next), 1);
+  __m512i first, second;
+  decode_words<Code>(_mm512_permutexvar_epi8(order, both), first, second);
+  _mm512_storeu_si512(out, first);
+  _mm512_storeu_si512(out + 16, second);
+#else
+  for (int j = 0; j < 32; ++j)
+    out[j] = bf16(float(row[j])).bits | static_cast<std::uint32_t>(bf16(float(next[j])).bits) << 16;
+#endif
+}
+
 // to[j] = the number that from[j] stands for. bf16 holds each exactly.
 template <class Code, class To>
 void decode_row(const Code* from, To* to, Index n) {

@@ -13,6 +13,8 @@ struct CpuFeatures {
   bool avx2 = false;         ///< the machine has AVX2 and FMA
   bool avx512 = false;       ///< ... AVX-512 F, BW, VL and DQ
   bool avx512_bf16 = false;  ///< ... and AVX-512 BF16
+  bool avx512_vbmi = false;  ///< the machine has AVX-512 VBMI, which decodes FP8
+  bool uses_vbmi = false;    ///< the compiled code does
 
   /// The fastest path that the machine could run.
   std::string best() const {
@@ -25,6 +27,7 @@ template <class Isa = detail::Isa>
 CpuFeatures cpu_features() {
   CpuFeatures features;
   features.compiled = Isa::name;
+  features.uses_vbmi = Isa::vbmi;
 #if defined(__x86_64__)
   __builtin_cpu_init();
   features.avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -32,6 +35,7 @@ CpuFeatures cpu_features() {
                     __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                     __builtin_cpu_supports("avx512dq");
   features.avx512_bf16 = features.avx512 && __builtin_cpu_supports("avx512bf16");
+  features.avx512_vbmi = features.avx512 && __builtin_cpu_supports("avx512vbmi");
 #endif
   return features;
 }
@@ -44,9 +48,9 @@ inline void require(const CpuFeatures& features) {
   const bool enough = needed == "plain" || (needed == "avx2" && features.avx2) ||
                       (needed == "avx512" && features.avx512) ||
                       (needed == "avx512_bf16" && features.avx512_bf16);
-  if (enough) return;
+  if (enough && (!features.uses_vbmi || features.avx512_vbmi)) return;
   throw std::runtime_error(
-      "Cpu: this program was compiled for " + needed +
+      "Cpu: this program was compiled for " + needed + (enough ? " with avx512_vbmi" : "") +
       ", but the best path that this processor can run is " + features.best() +
       ": compile it on this machine with -march=native, or without -march for any x86-64");
 }

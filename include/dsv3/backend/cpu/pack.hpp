@@ -43,6 +43,7 @@ template <class Kernel, class T>
 void words_across_k(const T* row, const T* next, Index n, std::uint32_t* out) {
   if constexpr (Kernel::step == 2 && is_fp8<T>) {
     constexpr Index most = 32;  // columns of a panel, rows of a block
+    if (n == most && next) return decode_pairs(row, next, out);
     bf16 pair[2][most];
     widen_row(row, pair[0], n);
     if (next) widen_row(next, pair[1], n);
@@ -104,6 +105,35 @@ void pack_left(const Operand<T>& a, Index i, Index rows, Index k, Index depth,
   }
 }
 
+#if defined(__AVX512BW__) && defined(__AVX512VBMI__)
+// Sixteen columns of codes along K, `depth` long (a multiple of 4): four codes at a time are moved
+// as one word, and become words of pairs only after the transposition.
+template <class Code>
+void pack_codes_along_k(const Code* const (&columns)[16], Index depth, std::uint32_t* out,
+                        Index out_stride) {
+  constexpr Index line = 64, ahead = 8 * line;
+  const __m512i pairs = byte_order(pairs_of_words);
+  alignas(64) std::uint32_t words[line / 4][16];
+  for (Index k = 0; k < depth; k += line) {
+    const Index n = std::min(line, depth - k) / 4;
+    const std::byte* from[16];
+    for (int c = 0; c < 16; ++c) {
+      from[c] = reinterpret_cast<const std::byte*>(columns[c] + k);
+      __builtin_prefetch(from[c] + ahead, 0, 2);
+    }
+    transpose_words<16>(from, n, words[0], 16);
+    for (Index w = 0; w < n; ++w) {
+      __m512i first, second;
+      decode_words<Code>(_mm512_permutexvar_epi8(pairs, _mm512_load_si512(words[w])), first,
+                         second);
+      std::uint32_t* to = out + (k / 2 + 2 * w) * out_stride;
+      _mm512_storeu_si512(to, first);
+      _mm512_storeu_si512(to + out_stride, second);
+    }
+  }
+}
+#endif
+
 // Columns [j, j + columns) and [k, k + depth) of the right operand as one panel, filled with zeros
 // to whole steps. What stands in the columns beyond is arbitrary.
 template <class Kernel, class T>
@@ -122,6 +152,18 @@ void pack_right(const Operand<T>& b, Index j, Index columns, Index k, Index dept
       }
       return;
     }
+#if defined(__AVX512BW__) && defined(__AVX512VBMI__)
+    if constexpr (is_fp8<T> && step == 2) {
+      if (depth % 4 == 0) {
+        for (Index half = 0; half < width; half += lanes) {
+          const T* from[lanes];
+          for (Index c = 0; c < lanes; ++c) from[c] = b.at(j + std::min(half + c, columns - 1), k);
+          pack_codes_along_k(from, depth, words + half, width);
+        }
+        return;
+      }
+    }
+#endif
     constexpr Index chunk = 64;  // words along K at a time, so that the buffer stays small
     std::uint32_t buffer[std::is_same_v<T, P> ? 1 : lanes][std::is_same_v<T, P> ? 1 : chunk];
     const Index whole = depth / step;

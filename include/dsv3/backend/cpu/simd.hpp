@@ -55,11 +55,21 @@ void narrow_bits(bf16* p, typename Lanes::U32 u) {
 inline namespace avx512_bf16 {
 struct Isa {
   static constexpr const char* name = "avx512_bf16";
+#if defined(__AVX512VBMI__)
+  static constexpr bool vbmi = true;
+#else
+  static constexpr bool vbmi = false;
+#endif
 };
 #else
 inline namespace avx512 {
 struct Isa {
   static constexpr const char* name = "avx512";
+#if defined(__AVX512VBMI__)
+  static constexpr bool vbmi = true;
+#else
+  static constexpr bool vbmi = false;
+#endif
 };
 #endif
 
@@ -102,6 +112,7 @@ struct Simd<double> {
 inline namespace avx2 {
 struct Isa {
   static constexpr const char* name = "avx2";
+  static constexpr bool vbmi = false;
 };
 
 template <class A>
@@ -143,6 +154,7 @@ struct Simd<double> {
 inline namespace plain {
 struct Isa {
   static constexpr const char* name = "plain";
+  static constexpr bool vbmi = false;
 };
 
 // Arrays of 16 bytes: what a compiler turns into one vector on any machine.

@@ -287,8 +287,93 @@ void product_tile(const ProductOf<TA, TB, TC>& product, Index i, Index rows, Ind
   finish_tile(sums, sums_stride, c, product.c_stride, rows, columns, add);
 }
 
+// out[r] = the scale of element (i + r, k) for r in [0, n).
+template <class S>
+void copy_scales(const OperandScales<S>& scales, Index i, Index n, Index k, S* out) {
+  const S* base = scales.data + k / scales.k_group * scales.k_stride;
+  if (scales.i_group == 1) {
+    for (Index r = 0; r < n; ++r) out[r] = base[(i + r) * scales.i_stride];
+    return;
+  }
+  Index group = i / scales.i_group, end = (group + 1) * scales.i_group - i;
+  for (Index r = 0; r < n; ++group, end += scales.i_group)
+    for (const S scale = base[group * scales.i_stride]; r < std::min(n, end); ++r) out[r] = scale;
+}
+
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VBMI__)
+// A few rows against 32 columns of codes along K, which never become a panel: the sums of
+// micro_kernel in the same order.
+template <int Rows, class Code>
+void multiply_codes(const Operand<Code>& b, Index j, Index columns, Index k, Index depth,
+                    Index segment, const bf16* a, Index a_stride,
+                    const ScaledTarget<Bf16Kernel>& target) {
+  constexpr Index line = 64, ahead = 8 * line;
+  const __m512i pairs = byte_order(pairs_of_words);
+  const Code* column[32];
+  for (Index c = 0; c < 32; ++c) column[c] = b.at(j + std::min(c, columns - 1), k);
+  alignas(64) std::uint32_t words[2][line / 4][16];
+  for (Index first = 0; first < depth; first += segment) {
+    const Index end = std::min(depth, first + segment);
+    __m512 sum[Rows][2];
+    for (int r = 0; r < Rows; ++r) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
+    for (Index at = first; at < end; at += line) {
+      const Index n = std::min(line, end - at) / 4;
+      for (int half = 0; half < 2; ++half) {
+        const std::byte* from[16];
+        for (int c = 0; c < 16; ++c) {
+          from[c] = reinterpret_cast<const std::byte*>(column[16 * half + c] + at);
+          __builtin_prefetch(from[c] + ahead, 0, 2);
+        }
+        transpose_words<16>(from, n, words[half][0], 16);
+      }
+      for (Index w = 0; w < n; ++w) {
+        __m512i pair[2][2];
+        for (int half = 0; half < 2; ++half)
+          decode_words<Code>(_mm512_permutexvar_epi8(pairs, _mm512_load_si512(words[half][w])),
+                             pair[half][0], pair[half][1]);
+        for (int step = 0; step < 2; ++step)
+#pragma GCC unroll 4
+          for (int r = 0; r < Rows; ++r) {
+            const __m512i x = Bf16Kernel::broadcast(a + r * a_stride + at + 4 * w + 2 * step);
+            sum[r][0] = Bf16Kernel::multiply_add(x, pair[0][step], sum[r][0]);
+            sum[r][1] = Bf16Kernel::multiply_add(x, pair[1][step], sum[r][1]);
+          }
+      }
+    }
+    const auto to = target.segment(first / segment);
+    for (int r = 0; r < Rows; ++r) to.put(r, sum[r][0], sum[r][1]);
+  }
+}
+#endif
+
+// Multiplies without a panel where that is faster: returns whether it did.
+template <class Kernel, class TB>
+bool multiply_unpacked([[maybe_unused]] const Operand<TB>& b, [[maybe_unused]] Index j,
+                       [[maybe_unused]] Index columns, [[maybe_unused]] Index k,
+                       [[maybe_unused]] Index depth, [[maybe_unused]] Index segment,
+                       [[maybe_unused]] Index rows,
+                       [[maybe_unused]] const typename Kernel::Packed* a,
+                       [[maybe_unused]] Index a_stride,
+                       [[maybe_unused]] const ScaledTarget<Kernel>& target) {
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VBMI__)
+  if constexpr (is_fp8<TB>) {
+    if (rows > 4 || !b.along_k || depth % 4 != 0) return false;
+    const auto run = [&](auto count) {
+      multiply_codes<count>(b, j, columns, k, depth, segment, a, a_stride, target);
+      return true;
+    };
+    if (rows == 1) return run(std::integral_constant<int, 1>{});
+    if (rows == 2) return run(std::integral_constant<int, 2>{});
+    if (rows == 3) return run(std::integral_constant<int, 3>{});
+    return run(std::integral_constant<int, 4>{});
+  }
+#endif
+  return false;
+}
+
 // The same tile of a product of codes: within a block of K, each segment's sums are multiplied by
-// the scales and added to the tile, in ascending order.
+// the scales and added to the tile, in ascending order. A few rows are packed along all of K at
+// once, so that the right operand is read along its rows.
 template <class TA, class TB, class TC>
 void product_tile(const ScaledProductOf<TA, TB, TC>& product, Index i, Index rows, Index j,
                   Index columns, bool add, std::byte* workspace) {
@@ -296,9 +381,9 @@ void product_tile(const ScaledProductOf<TA, TB, TC>& product, Index i, Index row
   using P = typename Kernel::Packed;
   using A = typename Kernel::Sum;
   constexpr Index width = 2 * Kernel::S::lanes, step = Kernel::step;
-  constexpr Index left_stride = Kernel::depth + TileLimits::pad / static_cast<Index>(sizeof(P));
-  static_assert(Kernel::depth / TileLimits::least_segment * TileLimits::rows * sizeof(A) <=
-                TileLimits::row_scale_bytes);
+  constexpr Index pad = TileLimits::pad / static_cast<Index>(sizeof(P));
+  constexpr Index scales_most = TileLimits::row_scale_bytes / static_cast<Index>(sizeof(A));
+  static_assert(Kernel::depth / TileLimits::least_segment * TileLimits::rows <= scales_most);
   static_assert(Kernel::depth / TileLimits::least_segment * width * sizeof(A) <=
                 TileLimits::column_scale_bytes);
 
@@ -309,28 +394,36 @@ void product_tile(const ScaledProductOf<TA, TB, TC>& product, Index i, Index row
   A* row_scales = reinterpret_cast<A*>(at += TileLimits::sum_bytes);
   A* column_scales = reinterpret_cast<A*>(at += TileLimits::row_scale_bytes);
   const Index sums_stride = (columns + width - 1) / width * width, segment = product.segment;
+  const Index all = (product.depth + Kernel::depth - 1) / Kernel::depth * Kernel::depth;
+  const bool few = rows * (all + pad) * static_cast<Index>(sizeof(P)) <= TileLimits::left_bytes &&
+                   rows * (all / segment) <= scales_most;
+  const Index block = few ? std::max(all, Kernel::depth) : Kernel::depth, left_stride = block + pad;
   if (product.depth == 0) std::fill(sums, sums + rows * sums_stride, A(0));  // no segment writes
-  for (Index k = 0; k < product.depth; k += Kernel::depth) {
-    const Index depth = std::min(Kernel::depth, product.depth - k);
-    const Index steps = (depth + step - 1) / step, segments = groups_of(depth, segment);
-    pack_left<Kernel>(product.a, i, rows, k, depth, left, left_stride);
-    for (Index g = 0; g < segments; ++g)
-      for (Index r = 0; r < rows; ++r)
-        row_scales[g * TileLimits::rows + r] = product.a_scales.at(i + r, k + g * segment);
+  for (Index begin = 0; begin < product.depth; begin += block) {
+    const Index length = std::min(block, product.depth - begin);
+    pack_left<Kernel>(product.a, i, rows, begin, length, left, left_stride);
+    for (Index g = 0; g < groups_of(length, segment); ++g)
+      copy_scales(product.a_scales, i, rows, begin + g * segment, row_scales + g * rows);
     for (Index s = 0; s < columns; s += width) {
       const Index n = std::min(width, columns - s);
-      pack_right<Kernel>(product.b, j + s, n, k, depth, panel);
-      for (Index g = 0; g < segments; ++g)
-        for (Index c = 0; c < width; ++c)
-          column_scales[g * width + c] =
-              product.b_scales.at(j + s + std::min(c, n - 1), k + g * segment);
-      const bool more = s + width < columns;
-      const Ahead ahead = ahead_of<Kernel>(product.b, j + (more ? s + width : 0),
-                                           more ? k : k + depth, product.depth, j + columns);
-      multiply_panel<Kernel>(rows, steps, left, left_stride, panel,
-                             ScaledTarget<Kernel>{sums + s, sums_stride, k > 0, segment / step,
-                                                  row_scales, TileLimits::rows, column_scales},
-                             ahead);
+      for (Index k = 0; k < length; k += Kernel::depth) {
+        const Index depth = std::min(Kernel::depth, length - k), from = begin + k;
+        for (Index g = 0; g < groups_of(depth, segment); ++g)
+          copy_scales(product.b_scales, j + s, n, from + g * segment, column_scales + g * width);
+        const ScaledTarget<Kernel> target{
+            sums + s, sums_stride,  from > 0, segment / step, row_scales + k / segment * rows,
+            rows,     column_scales};
+        if (!multiply_unpacked<Kernel>(product.b, j + s, n, from, depth, segment, rows, left + k,
+                                       left_stride, target)) {
+          pack_right<Kernel>(product.b, j + s, n, from, depth, panel);
+          const bool more = s + width < columns;
+          const Ahead ahead =
+              ahead_of<Kernel>(product.b, j + (more ? s + width : 0), more ? from : from + depth,
+                               product.depth, j + columns);
+          multiply_panel<Kernel>(rows, (depth + step - 1) / step, left + k, left_stride, panel,
+                                 target, ahead);
+        }
+      }
     }
   }
   finish_tile(sums, sums_stride, product.c + i * product.c_stride + j, product.c_stride, rows,
