@@ -15,7 +15,7 @@ struct Study : dsv3::Fp8 {
   static constexpr dsv3::Accumulation accumulation = {.bits = 14, .interval = 0};
 };
 struct Whole : dsv3::Fp8 {
-  static constexpr Index tile = 0, block = 0;
+  static constexpr Index tile = 0, block = 0, history = 4;
 };
 inline auto good() { return use<dsv3::Fp8>() + use<Study>() + use<Whole>(); }
 
@@ -37,6 +37,11 @@ inline auto bad() { return use<Bad>(); }
 // case: gradient_rows of an FP8 policy must be 1, or 128 beside a tile
 struct Bad : Whole {
   static constexpr Index gradient_rows = 128;
+};
+inline auto bad() { return use<Bad>(); }
+// case: history of an FP8 policy, delayed scaling, needs tile = 0: one scale a tensor
+struct Bad : dsv3::Fp8 {
+  static constexpr Index history = 16;
 };
 inline auto bad() { return use<Bad>(); }
 // case: code of an FP8 policy must be e4m3 or e5m2 (or double: no quantising)

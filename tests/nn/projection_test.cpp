@@ -4,38 +4,16 @@
 #include <limits>
 
 #include "fixture.hpp"
+#include "fp8_variants.hpp"
 
 using namespace dsv3;
 using namespace fixture;
 
 namespace {
 
-struct Whole : Fp8 {
-  static constexpr Index tile = 0, block = 0;
-};
-struct Checked : Fp8 {
+struct CheckedPerTensor : PerTensor {
   static constexpr bool checked = true;
 };
-struct CheckedWhole : Whole {
-  static constexpr bool checked = true;
-};
-struct Stochastic : Fp8 {
-  static constexpr bool stochastic_rounding = true;
-};
-struct Identity : Fp64 {  // codes that are the numbers themselves
-  using code = double;
-  using gradient_code = double;
-  static constexpr Index tile = 128, block = 128, gradient_rows = 1;
-  static constexpr double amax_min = 0;
-  static constexpr bool power_of_two = false, power_of_two_dispatch = false;
-  static constexpr bool stochastic_rounding = false, checked = false;
-  static constexpr Accumulation accumulation = {};
-};
-
-struct Short : Fp8 {
-  static constexpr Accumulation accumulation = {.bits = 14, .interval = 64};
-};
-
 constexpr float infinity = std::numeric_limits<float>::infinity();
 constexpr float none = std::numeric_limits<float>::quiet_NaN();
 
@@ -49,7 +27,7 @@ bool same(const Quantized<C>& a, const Quantized<D>& b) {
 }  // namespace
 
 TEST_CASE_TEMPLATE("Projection::normalize has the bits of RmsNorm::forward, then of input", P, Fp8,
-                   Whole, Checked) {
+                   PerTensor, Checked) {
   using In = float;
   using T = bf16;
   Cpu backend(2);
@@ -107,8 +85,8 @@ TEST_CASE("A projection on codes of double is a linear layer to the bit") {
   const Index used = arena.used();
   const auto columns = codes.input_columns(backend, {}, xq, dense, arena);
   const Index after = arena.used();
-  codes.backward(backend, "dy", as_const(wq), columns, as_const(dy), dense, dx, Output::overwrite,
-                 dw, arena);
+  codes.backward(backend, "dy", QuantizedWeight<const double>(as_const(wq), {}), columns,
+                 as_const(dy), dense, dx, Output::overwrite, dw, arena);
   CHECK(arena.used() == after);
   CHECK(after > used);
   plain.backward(backend, "dy", as_const(w), as_const(x), as_const(dy), dense, dx2,
@@ -121,8 +99,8 @@ TEST_CASE("A policy with a short accumulator multiplies with it, in all three di
   Cpu backend(2);
   Memory memory;
   constexpr Index tokens = 5, in = 137, out = 11;
-  const Projection<Short> projection;
-  const Accumulation rule = Short::accumulation;
+  const Projection<Hopper> projection;
+  const Accumulation rule = Hopper::accumulation;
   auto& arena = memory.arena;
   const auto x = memory.random<bf16>({tokens, in}), dy = memory.random<bf16>({tokens, out});
   const auto w = memory.random<float>({out, in});
@@ -188,7 +166,7 @@ TEST_CASE("A policy with a short accumulator multiplies with it, in all three di
 // --- The checked mode ---
 
 TEST_CASE_TEMPLATE("The checked mode says where the first number that is none stands", P, Checked,
-                   CheckedWhole) {
+                   CheckedPerTensor) {
   Cpu backend(2);
   Memory memory;
   const Projection<P> projection;

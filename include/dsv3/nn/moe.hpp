@@ -532,11 +532,14 @@ struct Moe {
     const Index K = rule.num_experts_per_tok, pairs = x.extent(0) * K;
     const auto codes = scratch.take<C>({pairs, x.extent(1)});
     Quantized<C> slots;
-    if (x.group_rows == 1) {
+    if constexpr (P::tile > 0) {
       const auto scales = scratch.take<accum_t<C>>({pairs, x.scales.extents[1]});
       slots = {codes, {scales.data, scales.extent(0), scales.extent(1)}, 1, x.group_columns};
     } else {
-      slots = {codes, {const_cast<accum_t<C>*>(x.scales.data), 1, 1}, pairs, x.group_columns};
+      slots = {codes,
+               {const_cast<accum_t<C>*>(x.scales.data), 1, 1},
+               group_size(0, pairs),
+               x.group_columns};
     }
     for_each_row(backend, pairs, detail::DispatchCodesRow<C>{x, routing.pair_of_slot, K, slots});
     return slots;
