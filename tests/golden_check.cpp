@@ -7,7 +7,8 @@
 #include <CLI/CLI.hpp>
 
 #include "golden_check/adamw_case.hpp"
-#include "golden_check/fp8_checkpoint_case.hpp"
+#include "golden_check/fp8_linears.hpp"
+#include "golden_check/model_case.hpp"
 
 namespace {
 
@@ -72,10 +73,9 @@ void check(const std::string& path, Backend& backend, golden::Counts& counts) {
 template <class Backend>
 void check_linears(const std::string& path, Backend& backend, golden::Counts& counts) {
   const std::string kind = kind_of(path);
-  if (kind == "fp8")
-    golden::check_fp8(path, backend, counts);
-  else if (kind == "checkpoint" && fs::exists(path + "/expected_fp8_activations.safetensors"))
-    golden::check_fp8_checkpoint(path, backend, counts);
+  const bool activations = fs::exists(path + "/expected_fp8_activations.safetensors");
+  if (kind == "fp8" || (kind == "checkpoint" && activations))
+    golden::check_fp8_linears(path, kind == "fp8", backend, counts);
   else
     skip(path, kind, counts);
 }
