@@ -249,6 +249,26 @@ TEST_CASE("Cpu refuses groups along the sum that its segments cannot follow, bef
          "and 128 are supported");
 }
 
+TEST_CASE("Groups along the rows and columns of the output may have any size") {
+  Cpu cpu(1);
+  EigenCpu reference;
+  for (const Index rows : {3, 29})
+    for (const bool right : {true, false}) {
+      const auto a = operand<e4m3>(1, rows, 300, true, {5, 128}, 1, Fill::integers);
+      const auto b = operand<e4m3>(1, 290, 300, right, {37, 64}, 2, Fill::integers);
+      Out<float> ours(1, rows, 290), theirs(1, rows, 290);
+      const auto run = [&](auto& backend, Out<float>& c) {
+        if (right)
+          gemm(backend, nt, a.matrix(), b.matrix(), c.matrix(), Output::overwrite);
+        else
+          gemm(backend, nn, a.matrix(), b.matrix(), c.matrix(), Output::overwrite);
+      };
+      run(cpu, ours);
+      run(reference, theirs);
+      CHECK(ours == theirs);
+    }
+}
+
 TEST_CASE("A single group along the sum may have any size") {
   Cpu cpu(1);
   for (const Index k : {1, 16, 96, 200})

@@ -113,6 +113,17 @@ TEST_CASE("Every study of the recipe is a policy of a line, trains, and is not t
   CHECK(train<Checked>() == recipe);  // it only looks
 }
 
+TEST_CASE_TEMPLATE("One token trains, and leaves none to the prediction of the next but one", P,
+                   Fp8, PerTensor, Delayed, Tile32, GradientBlocks, Hopper, Checked) {
+  Cpu backend(2);
+  Model<P, Cpu> model(backend, wide_config(1), {.seed = 5, .init_std = 0.05});
+  Trainer trainer(model, {.peak_lr = 1e-3});
+  const Text text(1, 1, 131);
+  const double before = trainer.step(text.batch()).loss;
+  CHECK(trainer.step(text.batch()).loss < before);
+  CHECK(trainer.progress().skipped == 0);
+}
+
 TEST_CASE("The checked mode names layer, tensor and place of a number that is not finite") {
   Cpu backend(2);
   Model<Checked, Cpu> model(backend, wide_config(), {.seed = 1, .init_std = 0.1});

@@ -189,6 +189,40 @@ TEST_CASE("Groups of 128 tokens begin anew at each expert") {
   }
 }
 
+TEST_CASE("Delayed scaling takes the largest of the steps before, notes its own, and saturates") {
+  Memory memory;
+  EigenCpu backend;
+  const float x[] = {16, -4, 8};
+  float past[] = {3, 2, 8, 4};  // of this step so far, and of three before
+  const View<float, 1> history(past, {4});
+  const Projection<Tile<0>> projection;
+  const auto run = [&] {
+    const ArenaScope scope(memory.arena);
+    return projection.input(backend, Site{"x", history}, View<const float, 2>(x, {1, 3}),
+                            Route::dense, memory.arena);
+  };
+  const auto q = run();
+  CHECK(q.scales(0, 0) == 8.0f / 448);
+  CHECK(float(q.codes(0, 0)) == 448.0f);  // 16 / (8 / 448) is beyond
+  CHECK(float(q.codes(0, 1)) == -224.0f);
+  CHECK(float(q.codes(0, 2)) == 448.0f);
+  CHECK(past[0] == 16.0f);
+  past[0] = 20;
+  run();
+  CHECK(past[0] == 20.0f);  // the largest of all its uses in a step
+  past[1] = past[2] = past[3] = 0;
+  CHECK(run().scales(0, 0) == 16.0f / 448);  // nothing before: its own
+  const double norm[] = {1, 1}, skipped[] = {1, 0};
+  past[1] = 5, past[2] = 6;
+  const auto advance = [&](const double(&n)[2]) {
+    for_each_row(backend, 1, detail::AdvanceHistoryRow{View<float, 2>(past, {1, 4}), {n, {2}}});
+    return std::vector<float>(past, past + 4);
+  };
+  CHECK(advance(norm) == std::vector<float>{0, 20, 5, 6});
+  past[0] = 9;
+  CHECK(advance(skipped) == std::vector<float>{0, 20, 5, 6});
+}
+
 TEST_CASE("A group without magnitude has scale 1 and zeros, or the scale of amax_min") {
   Memory memory;
   Cpu backend(1);

@@ -128,6 +128,7 @@ struct QuantizeColumnsBlock {
     if (block.count == 0) return;
     auto* scales = &q.scales(b, 0);
     team.each(to - from, [&](Index j) { scales[from + j] = A(0); });
+    team.sync();  // pieces may start elsewhere, so that another worker has the column
     for (Index r = block.first; r < block.first + block.count; ++r)
       for_each_piece_of_row(x, r, from, to, [&](Index first, Index count, const auto& value) {
         team.each(count, [&](Index j) {
@@ -136,8 +137,10 @@ struct QuantizeColumnsBlock {
           scales[first + j] = from_magnitude(bits > before ? bits : before);
         });
       });
+    team.sync();
     team.each(to - from,
               [&](Index j) { scales[from + j] = rule.template scale<C>(scales[from + j]); });
+    team.sync();
     for (Index r = block.first; r < block.first + block.count; ++r)
       for_each_piece_of_row(x, r, from, to, [&](Index first, Index count, const auto& value) {
         team.each(count, [&](Index j) {
