@@ -381,7 +381,7 @@ void product_tile(const ScaledProductOf<TA, TB, TC>& product, Index i, Index row
   using P = typename Kernel::Packed;
   using A = typename Kernel::Sum;
   constexpr Index width = 2 * Kernel::S::lanes, step = Kernel::step;
-  constexpr Index pad = TileLimits::pad / static_cast<Index>(sizeof(P));
+  constexpr Index left_stride = Kernel::depth + TileLimits::pad / static_cast<Index>(sizeof(P));
   constexpr Index scales_most = TileLimits::row_scale_bytes / static_cast<Index>(sizeof(A));
   static_assert(Kernel::depth / TileLimits::least_segment * TileLimits::rows <= scales_most);
   static_assert(Kernel::depth / TileLimits::least_segment * width * sizeof(A) <=
@@ -394,14 +394,18 @@ void product_tile(const ScaledProductOf<TA, TB, TC>& product, Index i, Index row
   A* row_scales = reinterpret_cast<A*>(at += TileLimits::sum_bytes);
   A* column_scales = reinterpret_cast<A*>(at += TileLimits::row_scale_bytes);
   const Index sums_stride = (columns + width - 1) / width * width, segment = product.segment;
-  const Index all = (product.depth + Kernel::depth - 1) / Kernel::depth * Kernel::depth;
-  const bool few = rows * (all + pad) * static_cast<Index>(sizeof(P)) <= TileLimits::left_bytes &&
-                   rows * (all / segment) <= scales_most;
-  const Index block = few ? std::max(all, Kernel::depth) : Kernel::depth, left_stride = block + pad;
+  // Blocks of K whose rows are packed at a time, one after another: all of them where they fit.
+  const Index blocks = groups_of(product.depth, Kernel::depth);
+  const bool few =
+      blocks * rows * left_stride * static_cast<Index>(sizeof(P)) <= TileLimits::left_bytes &&
+      blocks * rows * (Kernel::depth / segment) <= scales_most;
+  const Index block = few ? blocks * Kernel::depth : Kernel::depth;
   if (product.depth == 0) std::fill(sums, sums + rows * sums_stride, A(0));  // no segment writes
   for (Index begin = 0; begin < product.depth; begin += block) {
     const Index length = std::min(block, product.depth - begin);
-    pack_left<Kernel>(product.a, i, rows, begin, length, left, left_stride);
+    for (Index k = 0; k < length; k += Kernel::depth)
+      pack_left<Kernel>(product.a, i, rows, begin + k, std::min(Kernel::depth, length - k),
+                        left + k / Kernel::depth * rows * left_stride, left_stride);
     for (Index g = 0; g < groups_of(length, segment); ++g)
       copy_scales(product.a_scales, i, rows, begin + g * segment, row_scales + g * rows);
     for (Index s = 0; s < columns; s += width) {
@@ -413,14 +417,15 @@ void product_tile(const ScaledProductOf<TA, TB, TC>& product, Index i, Index row
         const ScaledTarget<Kernel> target{
             sums + s, sums_stride,  from > 0, segment / step, row_scales + k / segment * rows,
             rows,     column_scales};
-        if (!multiply_unpacked<Kernel>(product.b, j + s, n, from, depth, segment, rows, left + k,
+        const P* packed = left + k / Kernel::depth * rows * left_stride;
+        if (!multiply_unpacked<Kernel>(product.b, j + s, n, from, depth, segment, rows, packed,
                                        left_stride, target)) {
           pack_right<Kernel>(product.b, j + s, n, from, depth, panel);
           const bool more = s + width < columns;
           const Ahead ahead =
               ahead_of<Kernel>(product.b, j + (more ? s + width : 0), more ? from : from + depth,
                                product.depth, j + columns);
-          multiply_panel<Kernel>(rows, (depth + step - 1) / step, left + k, left_stride, panel,
+          multiply_panel<Kernel>(rows, (depth + step - 1) / step, packed, left_stride, panel,
                                  target, ahead);
         }
       }
