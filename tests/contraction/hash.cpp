@@ -2,6 +2,7 @@
 #include <cinttypes>
 #include <cstdio>
 
+#include "../nn/fp8_variants.hpp"
 #include "../small_model.hpp"
 
 template <class P, class Backend>
@@ -14,4 +15,8 @@ int main() {
   print<dsv3::Fp64>(cpu, "Cpu");
   print<dsv3::Fp32>(cpu, "Cpu");
   print<dsv3::Bf16>(cpu, "Cpu");
+  print<dsv3::Fp8>(cpu, "Cpu");
+  print<fixture::PerTensor>(cpu, "Cpu, one scale a tensor");
+  print<fixture::Hopper>(cpu, "Cpu, short sums");
+  print<fixture::Fp8Moments>(cpu, "Cpu, moments of codes");
 }

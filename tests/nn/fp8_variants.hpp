@@ -60,4 +60,19 @@ struct Checked : dsv3::Fp8 {
   static constexpr bool checked = true;
 };
 
+/// Two policies that together take every path: for tests that compile or compare all of them.
+struct Studies : Delayed {
+  static constexpr const char* name = "fp8, studies";
+  using gradient_code = dsv3::e5m2;
+  using moment = Fp8Moments::moment;
+  using second_moment = Fp8Moments::second_moment;
+  static constexpr bool stochastic_rounding = true, checked = true;
+  static constexpr dsv3::Accumulation accumulation = Hopper::accumulation;
+};
+struct MoreStudies : Tile32 {
+  static constexpr const char* name = "fp8, more studies";
+  static constexpr dsv3::Index gradient_rows = 128;
+  static constexpr bool stochastic_rounding = true;
+};
+
 }  // namespace fixture

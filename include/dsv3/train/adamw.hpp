@@ -174,7 +174,7 @@ struct AdamWQuantizedMomentsRow {
         const float moment = next_m(j), root = next_root(j);
         m.codes(row, j) = CM(moment / new_m);
         v.codes(row, j) = CV(root / new_v);
-        const float update = (moment * element.c1) / (root * sqrt(element.c2) + element.eps);
+        const float update = (moment * element.c1) / fma(root, sqrt(element.c2), element.eps);
         weight(row, j) = fma(weight(row, j), element.keep, -(element.lr * update));
         if (operand.data) operand(row, j) = W(weight(row, j));
       });
