@@ -41,12 +41,13 @@ struct Outcome {
   bool operator==(const Outcome&) const = default;
 };
 
-/// Three steps on the same 2 x 17 tokens.
+/// Three steps on the same 2 x 17 tokens, then an evaluation of the averages of the weights.
 template <class P, class Backend>
 Outcome train(Backend& backend) {
   dsv3::Model<P, Backend> model(backend, config(), {.seed = 3, .init_std = 0.1});
   dsv3::TrainOptions options;
   options.schedule = dsv3::Schedule{}.scaled(3 * 34, 1e-2, 2);
+  options.ema_decay = 0.75;
   dsv3::Trainer trainer(model, options);
   std::vector<std::int32_t> tokens(2 * 18);
   for (std::size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<std::int32_t>(i * i % 53);
@@ -59,7 +60,9 @@ Outcome train(Backend& backend) {
   const dsv3::Batch rows =
       dsv3::next_token_batch(dsv3::View<const std::int32_t, 2>(tokens.data(), {2, 18}));
   const dsv3::Batch held_out[] = {rows, rows};
+  trainer.swap_averages();
   const auto evaluation = trainer.evaluate(held_out);
+  trainer.swap_averages();
   outcome.figures.insert(outcome.figures.end(), {evaluation.loss, evaluation.balance});
   std::string bits(reinterpret_cast<const char*>(outcome.figures.data()),
                    outcome.figures.size() * sizeof(double));

@@ -5,12 +5,14 @@
 #include <dsv3/core/check.hpp>
 #include <dsv3/core/math.hpp>
 #include <dsv3/core/product.hpp>
-#include <dsv3/core/scalar.hpp>
+#include <dsv3/core/quantized.hpp>
 
 namespace gpu {
 
 using dsv3::Index;
 using dsv3::Product;
+using dsv3::Quantized;
+using dsv3::QuantizedStack;
 using dsv3::View;
 
 struct Device {};
@@ -68,18 +70,84 @@ void batched_gemm(Device& device, dsv3::ProductTag<p> tag, View<TA, 3> a, View<T
   for (Index i = 0; i < c.extent(0); ++i) gemm(device, tag, a[i], b[i], c[i], output);
 }
 
-template <Product p, class TA, class TB, class TC, int RankB, int RankC>
-void grouped_gemm(Device& device, dsv3::ProductTag<p> tag, View<TA, 2> a, View<TB, RankB> b,
-                  View<TC, RankC> c, View<const Index, 1> offsets, dsv3::Output output) {
+// f(e, first row, rows) for each expert.
+void for_each_expert(Device& device, View<const Index, 1> offsets, auto&& f) {
   for (Index e = 0; e + 1 < offsets.extent(0); ++e) {
     Index segment[2];
     copy_to_host(device, segment, offsets.data + e, Index{sizeof(segment)});
-    const Index first = segment[0], count = segment[1] - first;
+    f(e, segment[0], segment[1] - segment[0]);
+  }
+}
+
+template <Product p, class TA, class TB, class TC, int RankB, int RankC>
+void grouped_gemm(Device& device, dsv3::ProductTag<p> tag, View<TA, 2> a, View<TB, RankB> b,
+                  View<TC, RankC> c, View<const Index, 1> offsets, dsv3::Output output) {
+  for_each_expert(device, offsets, [&](Index e, Index first, Index count) {
     if constexpr (p == Product::tn)
       gemm(device, tag, a.rows(first, count), b.rows(first, count), c[e], output);
     else
       gemm(device, tag, a.rows(first, count), b[e], c.rows(first, count), output);
+  });
+}
+
+// One element of a product of codes: the sums of the segments of K within which no scale changes,
+// each times both scales.
+template <class CA, class CB, class TC>
+struct CodesElement {
+  ProductElement<CA, CB, TC> codes;
+  dsv3::detail::OperandScales<float> a_scales, b_scales;
+
+  DSV3_HD void operator()(auto team, Index element) const {
+    const auto& c = codes.c;
+    const Index i = element / c.extent(1), j = element % c.extent(1);
+    float total = 0;
+    for (Index first = 0, count = 0; first < codes.depth; first += count) {
+      count = codes.depth - first < 128 ? codes.depth - first : Index{128};
+      for (const auto& scales : {a_scales, b_scales}) {
+        const Index left = scales.k_group - first % scales.k_group;
+        if (scales.k_stride != 0 && left < count) count = left;
+      }
+      const float sum = team.dot(
+          count, [&](Index k) { return float(codes.a[i * codes.a_row + (first + k) * codes.a_k]); },
+          [&](Index k) { return float(codes.b[(first + k) * codes.b_k + j * codes.b_column]); });
+      total = dsv3::fma(sum, a_scales.at(i, first) * b_scales.at(j, first), total);
+    }
+    team.once([&] { c(i, j) = TC(codes.add ? float(c(i, j)) + total : total); });
   }
+};
+
+template <Product p, class CA, class CB, class TC>
+void gemm(Device& device, dsv3::ProductTag<p>, Quantized<CA> a, Quantized<CB> b, View<TC, 2> c,
+          dsv3::Output output) {
+  dsv3::detail::check_product<p>("gemm", a.extent(0), a.extent(1), b.extent(0), b.extent(1),
+                                 c.extent(0), c.extent(1));
+  constexpr bool left = p == Product::tn, right = p == Product::nt;
+  for_each_row(
+      device, c.size(),
+      CodesElement<std::remove_const_t<CA>, std::remove_const_t<CB>, TC>{
+          {a.codes.data, b.codes.data, left ? 1 : a.codes.strides[0], left ? a.codes.strides[0] : 1,
+           right ? 1 : b.codes.strides[0], right ? b.codes.strides[0] : 1,
+           left ? a.extent(0) : a.extent(1), c, output == dsv3::Output::add},
+          dsv3::detail::operand_scales(a, !left),
+          dsv3::detail::operand_scales(b, right)});
+}
+
+template <Product p, class CA, class CB, class TC>
+requires(p != Product::tn) void grouped_gemm(Device& device, dsv3::ProductTag<p> tag,
+                                             Quantized<CA> a, QuantizedStack<CB> b, View<TC, 2> c,
+                                             View<const Index, 1> offsets, dsv3::Output output) {
+  for_each_expert(device, offsets, [&](Index e, Index first, Index count) {
+    gemm(device, tag, a.rows(first, count), b[e], c.rows(first, count), output);
+  });
+}
+
+template <class CA, class CB, class TC>
+void grouped_gemm(Device& device, dsv3::ProductTag<Product::tn> tag, Quantized<CA> a,
+                  Quantized<CB> b, View<TC, 3> c, View<const Index, 1> offsets,
+                  dsv3::Output output) {
+  for_each_expert(device, offsets, [&](Index e, Index first, Index count) {
+    gemm(device, tag, a.segment(e, first, count), b.segment(e, first, count), c[e], output);
+  });
 }
 
 // The stable counting sort by one thread.

@@ -37,3 +37,6 @@ template std::vector<std::uint32_t> core(Device&);
 template small::Outcome small::train<dsv3::Fp64>(gpu::Device&);
 template small::Outcome small::train<dsv3::Fp32>(gpu::Device&);
 template small::Outcome small::train<dsv3::Bf16>(gpu::Device&);
+template small::Outcome small::train<dsv3::Fp8>(gpu::Device&);
+template small::Outcome small::train<fixture::Studies>(gpu::Device&);
+template small::Outcome small::train<fixture::MoreStudies>(gpu::Device&);

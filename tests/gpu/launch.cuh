@@ -40,7 +40,7 @@ struct BlockTeam {
   }
   __device__ auto max(Index n, auto&& f) const {
     using A = decltype(f(n));
-    A own = -infinity<A>();
+    A own = lowest<A>();
     for (Index i = threadIdx.x; i < n; i += team_size) {
       const A value = f(i);
       own = value > own ? value : own;
@@ -53,7 +53,7 @@ struct BlockTeam {
       A value;
       Index at;
     };
-    Best own = {-infinity<A>(), -1};
+    Best own = {lowest<A>(), -1};
     for (Index i = threadIdx.x; i < n; i += team_size) {
       const A value = f(i);
       if (value > own.value) own = {value, i};
@@ -68,9 +68,13 @@ struct BlockTeam {
   }
 
  private:
+  // Minus infinity; 0 for the unsigned integers that magnitudes are compared as.
   template <class A>
-  __device__ static A infinity() {
-    return __builtin_bit_cast(float, 0x7F800000);
+  __device__ static A lowest() {
+    if constexpr (std::is_unsigned_v<A>)
+      return 0;
+    else
+      return -__builtin_bit_cast(float, 0x7F800000);
   }
 
   // The values of all threads as one, in a fixed order, known to all of them.

@@ -49,5 +49,9 @@ int main() {
   expect_same_training<dsv3::Fp64>(1e-9);  // sums in another order
   expect_same_training<dsv3::Fp32>(1e-4);  // the same, and three steps of it
   expect_same_training<dsv3::Bf16>(3e-2);  // a few roundings of 2^-9 the other way
+  // A few codes the other way, which differ by up to 2^-3.
+  expect_same_training<dsv3::Fp8>(1e-1);
+  expect_same_training<fixture::Studies>(1e-1);
+  expect_same_training<fixture::MoreStudies>(1e-1);
   return failures;
 }

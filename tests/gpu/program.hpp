@@ -5,14 +5,17 @@
 #include <dsv3/core/philox.hpp>
 #include <vector>
 
+#include "../nn/fp8_variants.hpp"
 #include "../small_model.hpp"
 #include "device.hpp"
 
 namespace gpu {
 
-/// exp, log, sigmoid, normal numbers and the narrow types, of row numbers: integer results.
+/// exp, log, sigmoid, normal numbers and the narrow types with their casts, of row numbers: integer
+/// results.
 struct CoreRow {
-  View<std::uint32_t, 2> bits;  // [rows, 6]
+  static constexpr Index columns = 9;
+  View<std::uint32_t, 2> bits;  // [rows, columns]
 
   DSV3_HD void operator()(auto team, Index row) const {
     team.once([&] {
@@ -21,17 +24,26 @@ struct CoreRow {
       const float values[] = {x, dsv3::exp(x), dsv3::log(x < 0 ? -x : x), dsv3::sigmoid(x),
                               float(dsv3::bf16(x))};
       for (int i = 0; i < 5; ++i) bits(row, i) = __builtin_bit_cast(std::uint32_t, values[i]);
-      bits(row, 5) = dsv3::e4m3(x).code + 256u * dsv3::e5m2(x).code;
+      const dsv3::e4m3 a(x);
+      const dsv3::e5m2 b(x);
+      const dsv3::e5m6 d(x);
+      const auto word = static_cast<std::uint32_t>(row) * 2654435761u;
+      bits(row, 5) = a.code + 256u * b.code + 65536u * d.code;
+      bits(row, 6) = __builtin_bit_cast(std::uint32_t, float(a) + float(b) + float(d));
+      bits(row, 7) = dsv3::e4m3::format::encode_stochastic(x, word) +
+                     256u * dsv3::e5m2::format::encode_stochastic(x / 4096, word);
+      bits(row, 8) = dsv3::bf16_stochastic(x, word).bits + 65536u * dsv3::ue8m0(x).code;
     });
   }
 };
 
 template <class Backend>
 std::vector<std::uint32_t> core(Backend& backend) {
-  constexpr Index rows = 1000, bytes = rows * 6 * 4;
+  constexpr Index rows = 1000, columns = CoreRow::columns, bytes = rows * columns * 4;
   const dsv3::Buffer<Backend> buffer(backend, bytes);
-  for_each_row(backend, rows, CoreRow{{static_cast<std::uint32_t*>(buffer.data()), {rows, 6}}});
-  std::vector<std::uint32_t> bits(rows * 6);
+  for_each_row(backend, rows,
+               CoreRow{{static_cast<std::uint32_t*>(buffer.data()), {rows, columns}}});
+  std::vector<std::uint32_t> bits(rows * columns);
   copy_to_host(backend, bits.data(), buffer.data(), bytes);
   return bits;
 }
@@ -50,6 +62,12 @@ inline std::vector<std::size_t> layout() {
           sizeof(Transformer::Pass),
           sizeof(dsv3::Model<dsv3::Bf16, Device>),
           sizeof(dsv3::StepReport),
+          sizeof(dsv3::Quantized<dsv3::e4m3>),
+          sizeof(dsv3::QuantizedWeightStack<dsv3::e4m3>),
+          sizeof(dsv3::PackedE5m6),
+          sizeof(dsv3::Block<dsv3::Fp8>),
+          sizeof(dsv3::Transformer<dsv3::Fp8>),
+          sizeof(dsv3::Model<dsv3::Fp8, Device>),
           sizeof(CoreRow)};
 }
 

@@ -44,7 +44,7 @@ void check_finite(Backend& backend, const char* what, const View<const T, 2>& x,
   for (Index t = 0; t < rows; ++t) {
     const Index j = host[static_cast<std::size_t>(t)];
     if (j < 0) continue;
-    T value;
+    T value{};
     copy_to_host(backend, &value, &x(t, j), static_cast<Index>(sizeof(T)));
     throw NonFinite(std::string(what) + " [" + std::to_string(t) + ", " + std::to_string(j) +
                     "] (" + std::to_string(double(accum_t<T>(value))) + ") must be finite");
