@@ -112,7 +112,7 @@ void run(const StudyOptions& o, const std::vector<Variant>& variants) {
       result.runs.push_back(
           result.variant.train(o, data, seed, seed == o.seed,
                                [&](Index step, double loss) { progress.step(step, loss); }));
-      StudyPage(study, *facts).write(page);  // a long study can be looked at before its end
+      write_page(page, study, *facts);  // a long study can be looked at before its end
       write_numbers(numbers, study);
     }
   }

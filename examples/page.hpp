@@ -110,7 +110,8 @@ struct Legend {
     double at = right, least = 12 + 8.5 * static_cast<double>(title.size());
     for (auto c = curves.rbegin(); c != curves.rend(); ++c) {
       if (c->faint || c->name.empty() || c->points.empty()) continue;
-      const double width = 6.6 * static_cast<double>(c->name.size()) + 30;
+      const auto wide = std::count(c->name.begin(), c->name.end(), 'm');
+      const double width = 6.6 * static_cast<double>(c->name.size()) + 4 * double(wide) + 30;
       if (at - width < least && at < right) {
         at = right;
         ++lines;

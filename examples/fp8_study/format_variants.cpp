@@ -7,5 +7,6 @@ std::vector<example::Variant> example::format_variants() {
       variant<E5m2Gradients>("gradients in activations as E5M2"),
       variant<Ue8m0>("every scale a power of two"),
       variant<Stochastic>("gradients in activations rounded stochastically"),
+      variant<Fp8Moments>("AdamW's moments as codes: E4M3, and E5M2 for the root of the second"),
   };
 }

@@ -23,7 +23,9 @@ table.grid td.word{white-space:normal;color:var(--dim)}
 details{background:var(--card);border:1px solid var(--line);border-radius:8px;margin-top:12px;
 padding:10px 14px}summary{cursor:pointer;font-weight:600}summary span{font-weight:400;
 color:var(--dim)}details figure{border:0;padding:4px 0}
-.beside{display:flex;flex-wrap:wrap;gap:6px 22px}
+.beside{display:flex;flex-wrap:wrap;gap:6px 18px}.beside table.grid td,.beside table.grid th{padding:3px 8px}
+.key{display:flex;flex-wrap:wrap;gap:2px 18px;margin-top:8px;font-size:13px;color:var(--dim)}
+.key svg{display:inline-block;width:20px;margin-right:6px;vertical-align:middle}
 )";
 
 /// A cell: text, and a shade between 0 and 1.
@@ -54,13 +56,6 @@ inline void grid(std::ostream& out, const std::string& caption,
     out << "</tr>\n";
   }
   out << "</table></div>\n";
-}
-
-inline std::string percent(double share, int digits) {
-  return std::isfinite(share) ? decimal(100 * share, digits) + " %" : "-";
-}
-inline std::string signed_percent(double share, int digits) {
-  return (share > 0 ? "+" : "") + percent(share, digits);
 }
 
 }  // namespace example

@@ -83,7 +83,7 @@ inline constexpr std::array role_names = {"y", "dx", "dw"};
 /// A linear layer; all experts of a block count as one.
 struct Place {
   Index layer = 0;
-  std::string family;      ///< "experts", "shared_experts"; empty for the others
+  std::string family;      ///< "experts", "shared"; empty for the others
   std::string projection;  ///< "q_a", "gate", ...
 
   bool operator==(const Place&) const = default;
@@ -92,8 +92,8 @@ struct Place {
   static Place of(const std::string& weight) {
     Place place;
     place.layer = std::stol(weight.substr(std::string("model.layers.").size()));
-    for (const char* family : {"experts", "shared_experts"})
-      if (weight.find(std::string(".") + family + ".") != std::string::npos) place.family = family;
+    if (weight.find(".experts.") != std::string::npos) place.family = "experts";
+    if (weight.find(".shared_experts.") != std::string::npos) place.family = "shared";
     const std::size_t end = weight.find("_proj"), begin = weight.rfind('.', end) + 1;
     place.projection = weight.substr(begin, end - begin);
     return place;
@@ -130,11 +130,14 @@ struct Measurements {
   }
   CodeCounts& kind(Kind k) { return kinds[static_cast<std::size_t>(k)]; }
 
-  /// The mean of one product's relative errors over all linear layers.
+  /// The mean of one product's relative errors over all linear layers where it was measured.
   double mean_error(Role role) const {
-    double sum = 0;
-    for (const Layer& l : layers) sum += l.products[static_cast<std::size_t>(role)].relative();
-    return sum / static_cast<double>(layers.size());
+    double sum = 0, count = 0;
+    for (const Layer& l : layers) {
+      const double error = l.products[static_cast<std::size_t>(role)].relative();
+      if (std::isfinite(error)) sum += error, count += 1;
+    }
+    return sum / count;
   }
 };
 

@@ -15,7 +15,7 @@ struct StudyOptions : Options {
 
   // Wide enough for several tiles of 128 in a row.
   StudyOptions() {
-    out = "fp8_study";
+    out = "out/fp8_study";
     hidden = 256, layers = 3, q_rank = 128, kv_rank = 128, ffn = 512;
     experts = 8, expert_ffn = 128, top_k = 2, groups = 2, top_groups = 1, mtp = 0;
     steps = 300;

@@ -1,6 +1,7 @@
 // What codes stood for before they were quantised.
 #pragma once
 
+#include <algorithm>
 #include <dsv3/nn/emulated_product.hpp>
 #include <dsv3/nn/moe.hpp>
 #include <iterator>
@@ -53,6 +54,27 @@ class PlainValues {
     put(codes.data, codes.size() * static_cast<Index>(sizeof(C)), std::move(matrix));
   }
 
+  /// The plain values in `x` were made from codes and stand for `matrix`, until others are written
+  /// there.
+  template <class T>
+  void put_values(View<T, 2> x, std::optional<PlainMatrix> matrix) {
+    put(x, std::move(matrix));
+    const auto found = all_.find(reinterpret_cast<const std::byte*>(x.data));
+    if (found != all_.end()) found->second.written.assign(found->first, found->second.end);
+  }
+
+  /// What plain values made from codes stand for; null where x holds others.
+  template <class T>
+  const PlainMatrix* find_values(View<T, 2> x) const {
+    const PlainMatrix* m = find(x);
+    if (!m) return nullptr;
+    const auto& [begin, entry] = *all_.find(reinterpret_cast<const std::byte*>(x.data));
+    return entry.written.size() == static_cast<std::size_t>(entry.end - begin) &&
+                   std::equal(entry.written.begin(), entry.written.end(), begin)
+               ? m
+               : nullptr;
+  }
+
   /// What a matrix whose codes begin at `codes` stands for; null where that is not known.
   const PlainMatrix* find(const void* codes, Index rows, Index columns) const {
     const auto found = all_.find(static_cast<const std::byte*>(codes));
@@ -69,13 +91,15 @@ class PlainValues {
   struct Entry {
     const std::byte* end;
     PlainMatrix matrix;
+    std::vector<std::byte> written = {};  // by put_values
   };
   std::map<const std::byte*, Entry> all_;
 };
 
 /// A matrix that is quantised, as it was before any quantisation.
 template <class T>
-std::optional<PlainMatrix> plain(const PlainValues&, const View<T, 2>& x) {
+std::optional<PlainMatrix> plain(const PlainValues& known, const View<T, 2>& x) {
+  if (const PlainMatrix* m = known.find_values(x)) return *m;
   return PlainMatrix(x.extent(0), x.extent(1),
                      [&](Index i, Index j) { return dsv3::accum_t<T>(x(i, j)); });
 }
@@ -100,8 +124,25 @@ std::optional<PlainMatrix> plain(const PlainValues& known,
   });
 }
 
+namespace detail {
+
+// silu(a) * b in the type of activations T.
+template <class T, class C>
+std::optional<PlainMatrix> plain_swiglu(const PlainValues& known, const dsv3::Quantized<C>& a,
+                                        const dsv3::Quantized<C>& b) {
+  const PlainMatrix *gates = known.find(a.codes), *ups = known.find(b.codes);
+  if (!gates || !ups) return std::nullopt;
+  return PlainMatrix(gates->rows, gates->columns, [&](Index i, Index j) {
+    using A = dsv3::accum_t<T>;
+    const A gate = A((*gates)(i, j)), up = A((*ups)(i, j));
+    return A(T(gate * dsv3::sigmoid(gate) * up));
+  });
+}
+
+}  // namespace detail
+
 /// remember(known, kernel): what the codes stand for that a row kernel has written. Kernels without
-/// an overload write no codes that products read.
+/// an overload write nothing that products read as codes.
 template <class T, class C, class R>
 void remember(PlainValues& known, const dsv3::detail::QuantizeRow<T, C, R>& k) {
   known.put(k.q.codes, plain(known, k.x));
@@ -132,11 +173,15 @@ template <class T, class C>
 void remember(PlainValues& known, const dsv3::detail::SwigluQuantizeRow<T, C>& k) {
   known.put(k.saved_a.codes, plain(known, k.a));
   known.put(k.saved_b.codes, plain(known, k.b));
-  known.put(k.h.codes, PlainMatrix(k.a.extent(0), k.a.extent(1), [&](Index t, Index j) {
-              using A = dsv3::accum_t<T>;
-              const A gate = A(k.a(t, j));
-              return A(T(gate * dsv3::sigmoid(gate) * A(k.b(t, j))));
-            }));
+  known.put(k.h.codes, detail::plain_swiglu<T>(known, k.saved_a, k.saved_b));
+}
+template <class T, class C>
+void remember(PlainValues& known, const dsv3::detail::SwigluQuantizedBackwardRow<T, C>& k) {
+  known.put_values(k.h, detail::plain_swiglu<T>(known, k.a, k.b));
+}
+template <class T, class C>
+void remember(PlainValues& known, const dsv3::detail::ExpertQuantizedBackwardRow<T, C>& k) {
+  known.put_values(k.h, detail::plain_swiglu<T>(known, k.a, k.b));
 }
 template <class T>
 void remember(PlainValues& known, const dsv3::detail::PackE5m6Row<T>& k) {

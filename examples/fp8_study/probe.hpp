@@ -24,9 +24,11 @@ class Probe : public dsv3::Cpu {
              const dsv3::ModelTensors<P, dsv3::operand_t<P>>& operands,
              const dsv3::ModelTensors<P, typename P::master>& gradients) {
     recording_ = true;
-    dsv3::for_each_tensor<P>([&](const std::string& name, const auto& weight, const auto& operand,
-                                 const auto& gradient) { know(name, weight, operand, gradient); },
-                             weights, operands, gradients);
+    dsv3::for_each_tensor<P>(
+        [&](const std::string& name, auto weight, auto operand, auto gradient) {
+          if constexpr (requires { operand.codes; }) know(name, weight, operand, gradient);
+        },
+        weights, operands, gradients);
   }
 
   /// The same for one weight.
@@ -41,7 +43,6 @@ class Probe : public dsv3::Cpu {
     known_.put(codes.codes, std::move(matrix));
     gradients_[gradient.data] = name;
   }
-  void know(const std::string&, const auto&, const auto&, const auto&) {}  // no codes
 
   /// Ends the measurement.
   Measurements finish() {
@@ -118,6 +119,15 @@ constexpr Role role_of(dsv3::Product p) {
 }
 
 }  // namespace detail
+
+template <class T, class C>
+requires requires(dsv3::Cpu& cpu, View<const T, 2> x, dsv3::Quantized<C> q, dsv3::ScaleRule rule) {
+  quantize_rows(cpu, x, q, rule);
+}
+void quantize_rows(Probe& probe, View<const T, 2> x, dsv3::Quantized<C> q, dsv3::ScaleRule rule) {
+  quantize_rows(probe.cpu(), x, q, rule);
+  if (probe.recording()) probe.known().put(q.codes, plain(probe.known(), x));
+}
 
 template <dsv3::Product p, class CA, class CB, class TC>
 void gemm(Probe& probe, dsv3::ProductTag<p> tag, dsv3::Quantized<CA> a, dsv3::Quantized<CB> b,

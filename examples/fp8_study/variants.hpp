@@ -2,6 +2,7 @@
 // one of the .cpp files beside this one.
 #pragma once
 
+#include <dsv3/core/moment.hpp>
 #include <dsv3/core/precision.hpp>
 
 namespace example {
@@ -18,6 +19,12 @@ struct E5m2Gradients : dsv3::Fp8 {
 struct PerTensor : dsv3::Fp8 {
   static constexpr const char* name = "per_tensor";
   static constexpr Index tile = 0, block = 0;
+};
+
+/// The same, the scale following from the steps before.
+struct Delayed : PerTensor {
+  static constexpr const char* name = "delayed";
+  static constexpr Index history = 16;
 };
 
 /// Groups of 1 x 32, 1 x 64 and 1 x 256 activations.
@@ -51,6 +58,13 @@ struct GradientBlocks : dsv3::Fp8 {
 struct Stochastic : dsv3::Fp8 {
   static constexpr const char* name = "stochastic";
   static constexpr bool stochastic_rounding = true;
+};
+
+/// AdamW's moments as codes in groups of 1 x 128: m in E4M3, the square root of v in E5M2.
+struct Fp8Moments : dsv3::Fp8 {
+  static constexpr const char* name = "fp8_moments";
+  using moment = dsv3::QuantizedMoment<dsv3::e4m3>;
+  using second_moment = dsv3::QuantizedMoment<dsv3::e5m2>;
 };
 
 /// Products as tensor cores with accumulators of 14 bits add them, promoted to float after 32 ...
