@@ -156,6 +156,7 @@ struct AttentionKeyRow {
         rope_sum(j, head, d) = fma(slope, A(in.q(t, head, nope + d)), rope_sum(j, head, d));
       });
     }
+    team.sync();  // the columns of v were another worker's
     team.each(width, [&](Index d) { dkv(j, head, d) = T(sum(j, head, d)); });
   }
 };
