@@ -11,14 +11,14 @@ namespace example {
 
 struct StudyOptions : Options {
   std::string variants = "fp8,e5m2_gradients,gradient_blocks,per_tensor,ue8m0,fp32";
-  Index seeds = 1, probe_every = 25;
+  Index seeds = 2, probe_every = 20;
 
   // Wide enough for several tiles of 128 in a row.
   StudyOptions() {
     out = "out/fp8_study";
     hidden = 256, layers = 3, q_rank = 128, kv_rank = 128, ffn = 512;
     experts = 8, expert_ffn = 128, top_k = 2, groups = 2, top_groups = 1, mtp = 0;
-    steps = 300;
+    steps = 200, lr = 1e-3;
   }
 };
 

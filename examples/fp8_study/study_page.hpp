@@ -29,18 +29,23 @@ inline void limits(std::ostream& out, const Study& study, const dsv3::ModelConfi
     out << "<li><b>" << lead << "</b> " << escaped(text) << "</li>\n";
   };
   std::string noise = "Add fp32 to --variants to see by how much: a gap of that size says nothing.";
-  for (const Result& r : study.results)
-    if (r.variant.name == "fp32" && !r.runs.empty())
-      noise = "FP32 ends " + signed_percent(study.gap(r).mean, 2) +
-              " from BF16 here: a gap of that size says nothing.";
+  for (const Result& r : study.results) {
+    if (r.variant.name != "fp32" || r.runs.empty()) continue;
+    const Spread gap = study.gap(r);
+    noise = "FP32 ends " + signed_percent(gap.least, 2) +
+            (gap.most > gap.least ? " to " + signed_percent(gap.most, 2) : "") +
+            " from BF16 here: a gap of that size says nothing.";
+  }
   out << "<ul>";
   item("Shown:",
        "errors of products, codes, underflow and largest values, measured inside training steps on "
        "this model's own tensors. An error compares a product of codes with the product in double "
        "of the same values before they were quantised: it holds quantising and accumulating, not "
        "the rounding of the output.");
-  item("Noise:", "runs that differ by rounding alone drift apart too. " + noise +
-                     (o.seeds == 1 ? " --seeds tells luck from effect." : ""));
+  item("Noise:",
+       "runs that differ by rounding alone drift apart too, most where one of them happens "
+       "to learn something a little earlier than the other. " +
+           noise + (o.seeds < 3 ? " More --seeds tell luck from effect." : ""));
   item("Not shown:",
        "what a large model does over a long run. DeepSeek-V3 found losses within 0.25 % of BF16's "
        "on models of about 16 and 230 billion parameters over about 10^12 tokens, and a 16B model "
