@@ -14,7 +14,7 @@ struct Wide : Fp8 {
   using activation = float;
 };
 struct Whole : Fp8 {
-  static constexpr Index tile = 0, block = 0;
+  static constexpr Index tile = 0;
 };
 
 template <class C, class D>
