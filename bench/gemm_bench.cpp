@@ -103,7 +103,8 @@ void measure(bench::Table& table, int threads, const Shape& s, const char* type)
                            std::to_string(s.m) + " x " + std::to_string(s.n) + " x " +
                            std::to_string(s.k) + ", T = " + std::to_string(threads);
   table.at_least(what, bench::median(reached), "GFLOP/s", std::string("peak ") + detail::Isa::name,
-                 *std::max_element(peak.begin(), peak.end()), threads == 1 ? s.goal_one : s.goal_many);
+                 *std::max_element(peak.begin(), peak.end()),
+                 threads == 1 ? s.goal_one : s.goal_many);
 }
 
 }  // namespace

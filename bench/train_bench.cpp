@@ -65,7 +65,8 @@ int run(int threads, bool head, double goal) {
   const double tokens_per_second = bench::median(speed);
   bench::Table table(head);
   table.at_least(name + where, tokens_per_second, "tok/s", "of the peak",
-                 *std::max_element(peak.begin(), peak.end()) / gflop_per_token, threads == 2 ? goal : 0);
+                 *std::max_element(peak.begin(), peak.end()) / gflop_per_token,
+                 threads == 2 ? goal : 0);
   table.at_most(name + where + ", memory", static_cast<double>(usage.ru_maxrss) / 1024.0, "MiB",
                 "limit", 1620, threads == 2 ? 1 : 0);
   return table.status();
