@@ -155,6 +155,14 @@ struct Projection<P> {
                     (P::accumulation.bits >= 8 && P::accumulation.bits <= 24),
                 "accumulation.bits of an FP8 policy must be 8 ... 24, or 0 for float's own sums");
 
+  static_assert(P::accumulation.bits > 0 || P::accumulation.interval == 128,
+                "accumulation.interval of an FP8 policy means nothing without accumulation.bits");
+  static_assert(
+      (is_fp8<Code> && is_fp8<GradientCode>) ||
+          (P::accumulation.bits == 0 && !P::stochastic_rounding),
+      "codes of double in an FP8 policy are neither rounded stochastically nor added by an "
+      "emulated accumulator");
+
   static constexpr ScaleRule rule(Route route) {
     return {P::amax_min, P::power_of_two || (route == Route::dispatch && P::power_of_two_dispatch)};
   }
