@@ -86,8 +86,12 @@ struct ModelConfig {
            (layer >= first_k_dense_replace && layer % moe_layer_freq == 0);
   }
   constexpr Index moe_layers() const {
+    return moe_layers_before(num_hidden_layers + num_nextn_predict_layers);
+  }
+  /// Blocks with experts among the first `layer`: the row of a block's gate bias.
+  constexpr Index moe_layers_before(Index layer) const {
     Index n = 0;
-    for (Index l = 0; l < num_hidden_layers + num_nextn_predict_layers; ++l) n += is_moe(l);
+    for (Index l = 0; l < layer; ++l) n += is_moe(l);
     return n;
   }
   constexpr bool has_moe() const { return moe_layers() > 0; }

@@ -20,7 +20,11 @@ struct AttentionInputs {
   View<const T, 2> k_rope;  // [T, d_r]
   View<const std::int32_t, 1> begin, end;
   double scale;
+  View<const std::int32_t, 1> first_keys, own_keys;  // as Sequences has them; backward: empty
 
+  // Query t sees the keys from first_key(t) to own_key(t).
+  DSV3_HD Index first_key(Index t) const { return first_keys.data ? first_keys(t) : begin(t); }
+  DSV3_HD Index own_key(Index t) const { return own_keys.data ? own_keys(t) : t; }
   DSV3_HD Index nope() const { return q.extent(2) - k_rope.extent(1); }
   DSV3_HD Index value_dim() const { return kv.extent(2) - nope(); }
 
@@ -49,9 +53,10 @@ struct AttentionForwardRow {
     using A = accum_t<T>;
     const Index heads = o.extent(1), t = row / heads, head = row % heads;
     const Index nope = in.nope(), width = o.extent(2);
-    A largest = in.product(team, t, head, in.begin(t)), denominator = A(1);
-    team.each(width, [&](Index d) { sum(t, head, d) = A(in.kv(in.begin(t), head, nope + d)); });
-    for (Index j = in.begin(t) + 1; j <= t; ++j) {
+    const Index first = in.first_key(t), own = in.own_key(t);
+    A largest = in.product(team, t, head, first), denominator = A(1);
+    team.each(width, [&](Index d) { sum(t, head, d) = A(in.kv(first, head, nope + d)); });
+    for (Index j = first + 1; j <= own; ++j) {
       const A s = in.product(team, t, head, j);
       const A next = s > largest ? s : largest;
       const A keep = exp(A(in.scale) * (largest - next)), p = exp(A(in.scale) * (s - next));
@@ -185,7 +190,8 @@ struct AttentionRopeSumRow {
 ///     o[t,h] = sum_j softmax_j(S) v[j,h]                        lse = log sum_j exp S
 ///
 /// Shapes   T tokens, n heads; q [T, n, d_n + d_r], kv [T, n, d_n + d_v] (key, then value), k_rope
-///          [T, d_r], o [T, n, d_v], lse [T, n].
+///          [T, d_r], o [T, n, d_v], lse [T, n]. Forward takes as many rows of kv and k_rope as
+///          there are keys, where `sequences` says which of them each token sees.
 /// Types    inputs and outputs in T, computed in accum_t<T>.
 /// Errors   std::invalid_argument when extents disagree, before anything is written.
 /// Source   DeepSeek-V2 section 2.1; Dao 2023, arXiv:2307.08691 (FlashAttention-2); spec 4.6, 4.7.
@@ -201,20 +207,26 @@ struct Attention {
   template <class Backend>
   void forward(Backend& backend, View<const T, 3> q, View<const T, 3> kv, View<const T, 2> k_rope,
                const Sequences& sequences, View<T, 3> o, View<A, 2> lse, Arena& scratch) const {
-    check("Attention::forward", q, kv, k_rope, sequences, as_const(o), as_const(lse));
+    const bool own_keys = sequences.own_key.extent(0) > 0;
+    const Index keys = own_keys ? kv.extent(0) : q.extent(0);
+    check("Attention::forward", q, kv, k_rope, sequences, as_const(o), as_const(lse), keys);
     if constexpr (requires {
                     fused_attention_forward(backend, q, kv, k_rope, sequences.begin, sequences.end,
-                                            scale, o, lse, scratch);
+                                            sequences.first_key, sequences.own_key, scale, o, lse,
+                                            scratch);
                   }) {
-      fused_attention_forward(backend, q, kv, k_rope, sequences.begin, sequences.end, scale, o, lse,
-                              scratch);
+      fused_attention_forward(backend, q, kv, k_rope, sequences.begin, sequences.end,
+                              sequences.first_key, sequences.own_key, scale, o, lse, scratch);
     } else {
       const ArenaScope scope(scratch);
       const Index tokens = q.extent(0), heads = q.extent(1);
       const auto sum = scratch.take<A>({tokens, heads, o.extent(2)});
       for_each_row(backend, tokens * heads,
-                   detail::AttentionForwardRow<T>{
-                       {q, kv, k_rope, sequences.begin, sequences.end, scale}, sum, o, lse});
+                   detail::AttentionForwardRow<T>{{q, kv, k_rope, sequences.begin, sequences.end,
+                                                   scale, sequences.first_key, sequences.own_key},
+                                                  sum,
+                                                  o,
+                                                  lse});
     }
   }
 
@@ -224,7 +236,8 @@ struct Attention {
                 const Sequences& sequences, View<const T, 3> o, View<const A, 2> lse,
                 View<const T, 3> d_o, View<T, 3> dq, View<T, 3> dkv, View<T, 2> dk_rope,
                 Arena& scratch) const {
-    check("Attention::backward", q, kv, k_rope, sequences, o, lse);
+    check("Attention::backward", q, kv, k_rope, sequences, o, lse, q.extent(0));
+    check_equal("Attention::backward", "keys of sequences", sequences.own_key.extent(0), "none", 0);
     if constexpr (requires {
                     fused_attention_backward(backend, q, kv, k_rope, sequences.begin, sequences.end,
                                              scale, o, lse, d_o, dq, dkv, dk_rope, scratch);
@@ -240,7 +253,7 @@ struct Attention {
       const auto rope_sum = scratch.take<A>({tokens, heads, k_rope.extent(1)});
       for_each_row(backend, rows, detail::AttentionDeltaRow<T>{o, d_o, delta});
       const detail::AttentionPair<T> pair{
-          {q, kv, k_rope, sequences.begin, sequences.end, scale}, d_o, lse, delta};
+          {q, kv, k_rope, sequences.begin, sequences.end, scale, {}, {}}, d_o, lse, delta};
       for_each_row(backend, rows, detail::AttentionQueryRow<T>{pair, q_sum, dq});
       for_each_row(backend, rows, detail::AttentionKeyRow<T>{pair, kv_sum, rope_sum, dkv});
       for_each_row(backend, tokens, detail::AttentionRopeSumRow<T>{rope_sum, dk_rope});
@@ -250,11 +263,17 @@ struct Attention {
  private:
   static void check(const char* caller, const View<const T, 3>& q, const View<const T, 3>& kv,
                     const View<const T, 2>& k_rope, const Sequences& sequences,
-                    const View<const T, 3>& o, const View<const A, 2>& lse) {
+                    const View<const T, 3>& o, const View<const A, 2>& lse, Index keys) {
     const Index tokens = q.extent(0), heads = q.extent(1);
     check_equal(caller, "tokens of sequences", sequences.tokens(), "tokens of q", tokens);
-    check_equal(caller, "tokens of kv", kv.extent(0), "tokens of q", tokens);
-    check_equal(caller, "tokens of k_rope", k_rope.extent(0), "tokens of q", tokens);
+    if (sequences.own_key.extent(0)) {
+      check_shape(caller, "own_key", sequences.own_key, tokens, "tokens of q");
+      check_shape(caller, "first_key", sequences.first_key, tokens, "tokens of q");
+      check_equal(caller, "rows of k_rope", k_rope.extent(0), "rows of kv", keys);
+    } else {
+      check_equal(caller, "tokens of kv", kv.extent(0), "tokens of q", keys);
+      check_equal(caller, "tokens of k_rope", k_rope.extent(0), "tokens of q", keys);
+    }
     check_equal(caller, "tokens of o", o.extent(0), "tokens of q", tokens);
     check_equal(caller, "heads of kv", kv.extent(1), "heads of q", heads);
     check_equal(caller, "heads of o", o.extent(1), "heads of q", heads);

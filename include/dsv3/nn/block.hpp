@@ -83,9 +83,21 @@ struct Block {
 
   constexpr Saved make_saved(Arena& arena, bool is_moe, Index tokens, Index hidden,
                              Index sequences) const {
+    const auto mla_saved = [&](Saved& saved) { saved.mla = mla.make_saved(arena, tokens); };
+    return make_saved(arena, is_moe, tokens, hidden, sequences, mla_saved);
+  }
+
+  /// The same for forward_around, which needs nothing of attention's.
+  constexpr Saved make_ffn_saved(Arena& arena, bool is_moe, Index tokens, Index hidden) const {
+    return make_saved(arena, is_moe, tokens, hidden, 0, [](Saved&) {});
+  }
+
+ private:
+  constexpr Saved make_saved(Arena& arena, bool is_moe, Index tokens, Index hidden, Index sequences,
+                             auto mla_saved) const {
     Saved saved;
     saved.x1 = arena.take<R>({tokens, hidden});
-    saved.mla = mla.make_saved(arena, tokens);
+    mla_saved(saved);
     if (is_moe)
       saved.moe = moe.make_saved(arena, tokens, sequences);
     else
@@ -93,18 +105,34 @@ struct Block {
     return saved;
   }
 
+ public:
   /// Writes y [T, H] and saved. bias, forced and balance_scale as Moe::forward has them.
   template <class Backend, class Observer = NoObserver>
   void forward(Backend& backend, const Tensors<const W>& params, View<const A, 1> bias,
                View<const std::int32_t, 2> forced, View<const R, 2> x, const Sequences& sequences,
                View<const A, 3> table, double balance_scale, View<R, 2> y, Saved& saved,
                Arena& scratch, Observer&& observer = {}) const {
+    forward_around(
+        backend, params, bias, forced, x, sequences, balance_scale, y, saved, scratch,
+        [&](typename Projection<P>::Input n, View<T, 2> out) {
+          mla.forward(backend, params.self_attn, n, sequences, table, out, saved.mla, scratch,
+                      observer);
+        },
+        observer);
+  }
+
+  /// The same with another attention: attention(n, out) writes out [T, H] from the normalised x.
+  template <class Backend, class Observer = NoObserver>
+  void forward_around(Backend& backend, const Tensors<const W>& params, View<const A, 1> bias,
+                      View<const std::int32_t, 2> forced, View<const R, 2> x,
+                      const Sequences& sequences, double balance_scale, View<R, 2> y, Saved& saved,
+                      Arena& scratch, auto&& attention, Observer&& observer = {}) const {
     const Index tokens = x.extent(0), hidden = x.extent(1);
     const ArenaScope scope(scratch);
     const auto n = Projection<P>::take_operand(scratch, tokens, hidden);  // n1, then n2
     const auto out = scratch.take<T>({tokens, hidden});  // of attention, then of the FFN
     normalize_attention(backend, params, x, n, scratch);
-    mla.forward(backend, params.self_attn, n, sequences, table, out, saved.mla, scratch, observer);
+    attention(n, out);
     observer("attn", as_const(out));
     for_each_row(backend, tokens, detail::AddRow<R, T, R>{x, out, saved.x1});
     const auto values = normalize_ffn(backend, params, saved.x1, n, scratch);

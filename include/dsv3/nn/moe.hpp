@@ -293,7 +293,8 @@ struct Moe {
     for_each_row(backend, tokens,
                  detail::GateForwardRow<A>{rule, bias, forced, saved.scores, work, routing.topk_idx,
                                            balance_idx, routing.topk_weights});
-    for_each_row(backend, tokens, detail::ReciprocalSumRow<A>{saved.scores, reciprocal});
+    if (count > 0)  // no sequences: no balance loss is wanted
+      for_each_row(backend, tokens, detail::ReciprocalSumRow<A>{saved.scores, reciprocal});
     for_each_row(backend, count * E,
                  detail::BalanceRow<A>{saved.scores, balance_idx, reciprocal, sequences.first,
                                        saved.frequency, probability});

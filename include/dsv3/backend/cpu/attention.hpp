@@ -30,7 +30,10 @@ struct AttentionOf {
   View<const T, 2> k_rope;
   View<const std::int32_t, 1> begin, end;
   double scale;
+  View<const std::int32_t, 1> first_keys, own_keys;  // rows of kv; or empty: begin(t) and t
 
+  Index first_key(Index t) const { return first_keys.data ? first_keys(t) : begin(t); }
+  Index own_key(Index t) const { return own_keys.data ? own_keys(t) : t; }
   Index d_qk() const { return q.extent(2); }
   Index d_r() const { return k_rope.extent(1); }
   Index d_n() const { return d_qk() - d_r(); }
@@ -126,16 +129,17 @@ void attention_forward_tile(const AttentionOf<T>& in, Index head, Index t0, Inde
   widen_rows(&in.q(t0, head, 0), in.q.strides[0], rows, d_qk, m.q, q_pad);
   for (Index r = 0; r < rows; ++r) m.largest[r] = -infinity, m.denominator[r] = A(0);
   std::fill(m.sum, m.sum + rows * v_pad, A(0));
-  for (Index j0 = in.begin(t0); j0 < t0 + rows; j0 += AttentionTiles::keys) {
-    const Index keys = std::min(AttentionTiles::keys, t0 + rows - j0);
-    const Index columns = padded<A>(keys), first = std::max<Index>(0, j0 - t0);
+  const Index own = in.own_key(t0);  // those of the rows after it follow it
+  for (Index j0 = in.first_key(t0); j0 < own + rows; j0 += AttentionTiles::keys) {
+    const Index keys = std::min(AttentionTiles::keys, own + rows - j0);
+    const Index columns = padded<A>(keys), first = std::max<Index>(0, j0 - own);
     in.pack_keys_across(head, j0, keys, m.keys);
     A* scores = m.scores + first * key_columns;
     multiply(rows - first, d_qk, m.q + first * q_pad, q_pad, m.keys, columns, scores, key_columns,
              false);
     for (Index r = first; r < rows; ++r) {
       A* s = m.scores + r * key_columns;
-      const Index seen = std::min(keys, t0 + r - j0 + 1);
+      const Index seen = std::min(keys, own + r - j0 + 1);
       for (Index j = seen; j < columns; ++j) s[j] = -infinity;
       A next = m.largest[r];
       for (Index j = 0; j < columns; ++j) next = s[j] > next ? s[j] : next;
