@@ -43,6 +43,13 @@ static_assert(plan::cache_bytes_per_token(presets::deepseek_v3) == 70'272);
 static_assert(plan::cache_bytes_per_token(presets::deepseek_v2) == 69'120);
 static_assert(plan::cache_bytes_per_token(presets::deepseek_v2_lite) == 31'104);
 static_assert(plan::cache_bytes_per_token(presets::moonlight) == 31'104);
+// With codes: 656 bytes a token and layer, 40,016 a token.
+static_assert(CacheElement<e4m3>::bytes(512, 64) == 656);
+static_assert(plan::cache_bytes_per_token<e4m3>(presets::deepseek_v3) == 40'016);
+static_assert(plan::cache_bytes_per_token<float>(presets::deepseek_v3) == 140'544);
+// A whole block is 64 entries: nothing is lost to alignment at these sizes.
+static_assert(plan::cache_bytes<bf16>(presets::deepseek_v3, {10, 64, true}) ==
+              640 * (70'272 + 1'152));
 
 // Spec 1.3: tiny configs.
 constexpr ModelConfig tiny(Index d, Index inter, Index moe_inter, Index layers, Index dense,

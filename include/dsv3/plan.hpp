@@ -3,6 +3,7 @@
 
 #include <dsv3/backend/cpu.hpp>
 #include <dsv3/core/moment.hpp>
+#include <dsv3/infer/latent_cache.hpp>
 #include <dsv3/nn/head.hpp>
 #include <dsv3/nn/mtp.hpp>
 #include <dsv3/nn/transformer.hpp>
@@ -73,9 +74,20 @@ constexpr Index total_parameters(const ModelConfig& c) {
          (c.num_nextn_predict_layers ? c.num_nextn_predict_layers * mtp_parameters(c) : 0);
 }
 
-/// Bytes of latent cache of one token in the main layers, with entries of element_bytes.
-constexpr Index cache_bytes_per_token(const ModelConfig& c, Index element_bytes = 2) {
-  return c.num_hidden_layers * (c.kv_lora_rank + c.qk_rope_head_dim) * element_bytes;
+/// Bytes of latent cache of one token in the main layers; C is the cache's element, as LatentCache
+/// has it.
+template <class C = bf16>
+constexpr Index cache_bytes_per_token(const ModelConfig& c) {
+  return c.num_hidden_layers * CacheElement<C>::bytes(c.kv_lora_rank, c.qk_rope_head_dim);
+}
+
+/// Bytes that a LatentCache takes from its backend.
+template <class C = bf16>
+constexpr Index cache_bytes(const ModelConfig& c, const CacheOptions& options) {
+  Arena arena;
+  for (Index l = 0; l < c.num_hidden_layers + options.levels(c) - 1; ++l)
+    take_cache_layer<C>(c, options, arena);
+  return arena.used();
 }
 
 /// FLOPs of the main model for one trained token, forward and backward, in rows of `length` tokens

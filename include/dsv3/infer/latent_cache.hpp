@@ -26,7 +26,25 @@ struct CacheOptions {
                                       bool with_mtp = false) {
     return {groups_of(tokens, size) + sequences - 1, size, with_mtp};
   }
+
+  /// The main model, and MTP's depths where they have entries.
+  constexpr Index levels(const ModelConfig& c) const {
+    return 1 + (mtp ? c.num_nextn_predict_layers : 0);
+  }
 };
+
+/// The views of one layer's cache from an arena.
+template <class C>
+constexpr CachePages<C> take_cache_layer(const ModelConfig& c, const CacheOptions& options,
+                                         Arena& arena) {
+  using E = CacheElement<C>;
+  const Index slots = options.blocks * options.block_size;
+  CachePages<C> pages;
+  pages.latent = arena.take<C>({slots, c.kv_lora_rank});
+  pages.scales = arena.take<float>({slots, E::scales(c.kv_lora_rank)});
+  pages.rope = arena.take<typename E::Rope>({slots, c.qk_rope_head_dim});
+  return pages;
+}
 
 /// The normalised latents and rotated keys of every layer, for many sequences.
 ///
@@ -41,14 +59,16 @@ class LatentCache : public BlockPool {
   using Element = C;
 
   LatentCache(Backend& backend, const ModelConfig& config, const CacheOptions& options)
-      : BlockPool(options.blocks, options.block_size, levels_of(config, options)),
+      : BlockPool(options.blocks, options.block_size, options.levels(config)),
         backend_(&backend),
         main_layers_(config.num_hidden_layers) {
+    const Index layers = main_layers_ + levels() - 1;
     Arena counting;
-    take_pages(config, options, counting);
+    for (Index l = 0; l < layers; ++l) take_cache_layer<C>(config, options, counting);
     memory_ = Buffer<Backend>(backend, counting.used());
     Arena arena(memory_.data(), memory_.bytes());
-    layers_ = take_pages(config, options, arena);
+    for (Index l = 0; l < layers; ++l)
+      layers_.push_back(take_cache_layer<C>(config, options, arena));
   }
 
   Backend& backend() const { return *backend_; }
@@ -72,28 +92,7 @@ class LatentCache : public BlockPool {
       }
   }
 
-  /// The views of all layers from an arena.
-  static constexpr std::vector<CachePages<C>> take_pages(const ModelConfig& c,
-                                                         const CacheOptions& options,
-                                                         Arena& arena) {
-    using E = CacheElement<C>;
-    const Index slots = options.blocks * options.block_size;
-    std::vector<CachePages<C>> layers;
-    for (Index l = 0; l < c.num_hidden_layers + levels_of(c, options) - 1; ++l) {
-      CachePages<C> pages;
-      pages.latent = arena.take<C>({slots, c.kv_lora_rank});
-      pages.scales = arena.take<float>({slots, E::scales(c.kv_lora_rank)});
-      pages.rope = arena.take<typename E::Rope>({slots, c.qk_rope_head_dim});
-      layers.push_back(pages);
-    }
-    return layers;
-  }
-
  private:
-  static constexpr Index levels_of(const ModelConfig& c, const CacheOptions& options) {
-    return 1 + (options.mtp ? c.num_nextn_predict_layers : 0);
-  }
-
   template <class U>
   void copy_block(const View<U, 2>& slots, const Copy& copy) {
     for_each_row(*backend_, block_size(),

@@ -90,8 +90,11 @@ auto product_of(const char* caller, const Quantized<CA>& a, const Quantized<CB>&
   return product;
 }
 
-// Products too small to wake another thread for.
-constexpr Index serial_product = Index{1} << 19;
+// Whether `groups` products are too small to wake another thread for. A few rows take as long as
+// 16: reading the weights.
+constexpr bool is_small(Index groups, Index m, Index n, Index depth) {
+  return groups * std::max<Index>(m, 16) * n * std::max<Index>(1, depth) <= Index{1} << 19;
+}
 
 // `groups` products of which c has the same shape: product(g).
 template <class Products>
@@ -99,8 +102,7 @@ void run_products(Cpu& cpu, Index groups, Index m, Index n, Index depth, bool ad
                   const Products& product) {
   if (groups == 0 || m == 0 || n == 0) return;
   using One = decltype(product(0));
-  const int threads =
-      groups * m * n * std::max<Index>(1, depth) > serial_product ? cpu.threads() : 1;
+  const int threads = is_small(groups, m, n, depth) ? 1 : cpu.threads();
   const auto tiling = Tiling::choose<typename One::Kernel>(m, n, groups, threads);
   const Index each = tiling.tiles(m, n), all = each * groups;
   cpu.parallel(all, threads == 1 ? all : 1, [&](Index first, Index last, int worker) {
@@ -116,7 +118,7 @@ void run_ragged(Cpu& cpu, View<const Index, 1> offsets, Index n, Index depth, bo
   if (n == 0) return;
   using One = decltype(product(0, 0, 0));
   const Index experts = offsets.extent(0) - 1, rows = offsets(experts) - offsets(0);
-  const int threads = rows * n * std::max<Index>(1, depth) > serial_product ? cpu.threads() : 1;
+  const int threads = is_small(1, rows, n, depth) ? 1 : cpu.threads();
   const auto tiling =
       Tiling::choose<typename One::Kernel>((rows + experts - 1) / experts, n, experts, threads);
   Index all = 0;

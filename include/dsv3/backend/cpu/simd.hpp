@@ -210,6 +210,9 @@ struct FmaKernel {
   static constexpr Index step = 1, depth = 1024 / static_cast<Index>(sizeof(A));
   static typename S::Vector broadcast(const A* a) { return S::broadcast(*a); }
   static typename S::Vector panel(const A* b) { return S::load(b); }
+#if defined(__AVX512F__)
+  static __m512 panel_of(__m512i words) { return _mm512_castsi512_ps(words); }
+#endif
   static typename S::Vector multiply_add(typename S::Vector a, typename S::Vector b,
                                          typename S::Vector sum) {
     return S::fma(a, b, sum);
@@ -230,6 +233,7 @@ struct Bf16Kernel {
     return _mm512_set1_epi32(pair);
   }
   static __m512i panel(const bf16* b) { return _mm512_loadu_si512(b); }
+  static __m512i panel_of(__m512i words) { return words; }
   static __m512 multiply_add(__m512i a, __m512i b, __m512 sum) {
     return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
   }

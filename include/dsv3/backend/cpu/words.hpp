@@ -113,11 +113,69 @@ Vector zip(Vector a, Vector b) {
   });
 }
 
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+// out[k] = word k of each of 16 rows, for 16 words. Whole cache lines are read, each once: rows may
+// lie any power of two apart. With `halves` the words of four rows stand as their four lower
+// halves, then their four upper ones.
+template <bool halves = false>
+void transpose_block(const std::byte* const (&rows)[16], Index k, __m512i (&out)[16]) {
+  __m512i a[16], b[16];
+#pragma GCC unroll 16
+  for (int r = 0; r < 16; ++r) a[r] = _mm512_loadu_si512(rows[r] + 4 * k);
+  if constexpr (halves) {
+#pragma GCC unroll 8
+    for (int r = 0; r < 16; r += 2) {  // half words of two rows
+      b[r] = _mm512_unpacklo_epi16(a[r], a[r + 1]);
+      b[r + 1] = _mm512_unpackhi_epi16(a[r], a[r + 1]);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < 16; r += 4) {  // of four
+      a[r] = _mm512_unpacklo_epi32(b[r], b[r + 2]);
+      a[r + 1] = _mm512_unpackhi_epi32(b[r], b[r + 2]);
+      a[r + 2] = _mm512_unpacklo_epi32(b[r + 1], b[r + 3]);
+      a[r + 3] = _mm512_unpackhi_epi32(b[r + 1], b[r + 3]);
+    }
+  } else {
+#pragma GCC unroll 8
+    for (int r = 0; r < 16; r += 2) {  // words of two rows
+      b[r] = _mm512_unpacklo_epi32(a[r], a[r + 1]);
+      b[r + 1] = _mm512_unpackhi_epi32(a[r], a[r + 1]);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < 16; r += 4) {  // of four
+      a[r] = _mm512_unpacklo_epi64(b[r], b[r + 2]);
+      a[r + 1] = _mm512_unpackhi_epi64(b[r], b[r + 2]);
+      a[r + 2] = _mm512_unpacklo_epi64(b[r + 1], b[r + 3]);
+      a[r + 3] = _mm512_unpackhi_epi64(b[r + 1], b[r + 3]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {  // quarters of eight, then of sixteen
+    const __m512i even = _mm512_shuffle_i32x4(a[i], a[4 + i], 0x88);
+    const __m512i odd = _mm512_shuffle_i32x4(a[i], a[4 + i], 0xDD);
+    const __m512i even2 = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0x88);
+    const __m512i odd2 = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0xDD);
+    out[i] = _mm512_shuffle_i32x4(even, even2, 0x88);
+    out[8 + i] = _mm512_shuffle_i32x4(even, even2, 0xDD);
+    out[4 + i] = _mm512_shuffle_i32x4(odd, odd2, 0x88);
+    out[12 + i] = _mm512_shuffle_i32x4(odd, odd2, 0xDD);
+  }
+}
+#endif
+
 // out[k * stride + r] = word k of row r for `lanes` rows r and k in [0, n).
 template <Index lanes>
 void transpose_words(const std::byte* const (&rows)[lanes], Index n, std::uint32_t* out,
                      Index stride) {
   Index k = 0;
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+  if constexpr (lanes == 16)
+    for (; k + 16 <= n; k += 16) {
+      __m512i words[16];
+      transpose_block(rows, k, words);
+      for (int i = 0; i < 16; ++i) _mm512_storeu_si512(out + (k + i) * stride, words[i]);
+    }
+#endif
   for (; k + 4 <= n; k += 4) {
     const auto a = load_quarters<lanes>(rows, k), b = load_quarters<lanes>(rows + 1, k);
     const auto c = load_quarters<lanes>(rows + 2, k), d = load_quarters<lanes>(rows + 3, k);
