@@ -9,7 +9,8 @@ namespace dsv3 {
 struct GenerateOptions {
   Index max_tokens = 64;
   SamplingOptions sampling = {};
-  std::vector<std::int32_t> stop_tokens = {};
+  std::vector<std::int32_t> stop_tokens = {};  ///< beside the model's eos_token_id
+  bool ignore_eos = false;
   bool speculative = false;  ///< drafts of all MTP depths, where the model has them
 };
 
@@ -28,6 +29,7 @@ std::vector<std::int32_t> generate(Model& model, const std::vector<std::int32_t>
   request.max_tokens = options.max_tokens;
   request.sampling = options.sampling;
   request.stop_tokens = options.stop_tokens;
+  request.ignore_eos = options.ignore_eos;
   Generator generator(model, how);
   const Index id = generator.add(std::move(request));
   generator.run();
