@@ -105,6 +105,18 @@ class Guarded {
     if (!owns(s.data, (last + 1) * static_cast<Index>(sizeof(S))))
       throw std::invalid_argument(std::string(caller) + ": scales are not in the backend's memory");
   }
+  template <class C>
+  void require_own(const char* caller, const dsv3::CachePages<C>& pages) const {
+    require_own(caller, pages.latent);
+    require_own(caller, pages.scales);
+    require_own(caller, pages.rope);
+  }
+  void require_own(const char* caller, const dsv3::CacheTable& table) const {
+    require_own(caller, table.blocks);
+    require_own(caller, table.first);
+    require_own(caller, table.part);
+    require_own(caller, table.position);
+  }
   void require_own(const char*, const auto&) const {}
 
  private:
@@ -212,6 +224,20 @@ void fused_attention_backward(Guarded& guarded, Args&&... args) {
   (guarded.require_own("fused_attention_backward", args), ...);
   Guarded::Open open(guarded);
   fused_attention_backward(open.cpu(), args...);
+}
+
+template <class... Args>
+requires requires(dsv3::Cpu& cpu, Args&... args) { fused_latent_attention(cpu, args...); }
+void fused_latent_attention(Guarded& guarded, Args&&... args) {
+  (guarded.require_own("fused_latent_attention", args), ...);
+  Guarded::Open open(guarded);
+  fused_latent_attention(open.cpu(), args...);
+}
+
+template <class T, class... Sizes>
+requires requires(const dsv3::Cpu& cpu, Sizes... n) { fused_latent_attention_bytes<T>(cpu, n...); }
+Index fused_latent_attention_bytes(const Guarded& guarded, Sizes... sizes) {
+  return fused_latent_attention_bytes<T>(guarded.closed_cpu(), sizes...);
 }
 
 template <class T, class... Sizes>

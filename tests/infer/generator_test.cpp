@@ -228,7 +228,7 @@ TEST_CASE("Mistakes name what is wrong and both values") {
   adds(request({1}, 16),
        "Generator::add: blocks of the request (3) must be at most blocks of the cache (2)");
   adds(request({1}, 3, {.temperature = -2}),
-       "SamplingOptions: temperature (-2.000000) must be at least 0");
+       "SamplingOptions: temperature (-2.000000) must be 0, or a positive float");
   auto r = request({1}, 3);
   r.stop_strings = {"x"};
   adds(r, "Generator::add: stop_strings need token_text");

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <dsv3/core/check.hpp>
 #include <dsv3/core/philox.hpp>
+#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -29,16 +30,21 @@ struct SamplingOptions {
     };
     bounds("repetition_penalty", repetition_penalty,
            repetition_penalty > 0 && std::isfinite(repetition_penalty), "above 0");
-    bounds("temperature", temperature, temperature >= 0 && std::isfinite(temperature),
-           "at least 0");
+    const double least = std::numeric_limits<float>::min();
+    bounds("temperature", temperature,
+           temperature == 0 || (temperature >= least && std::isfinite(temperature)),
+           "0, or a positive float");
     bounds("top_k", static_cast<double>(top_k), top_k >= 0, "at least 0");
     bounds("top_p", top_p, top_p > 0 && top_p <= 1, "above 0 and at most 1");
     bounds("min_p", min_p, min_p >= 0 && min_p <= 1, "at least 0 and at most 1");
   }
 };
 
-/// Turns logits into the distribution that a token is drawn from, in double. Ties take the lowest
-/// id. Keeps its working memory between calls.
+/// Turns logits into the distribution that a token is drawn from. Ties take the lowest id. Keeps
+/// its working memory between calls.
+///
+/// Types    Temperature divides in float, which logits are in inference (spec 2.5), as Hugging
+///          Face's generate does; probabilities are double.
 class Sampler {
  public:
   /// Fills probabilities [vocab_size] from logits [vocab_size]; `history` is every token of the
@@ -58,8 +64,11 @@ class Sampler {
       probabilities[static_cast<std::size_t>(at)] = 1;
       return;
     }
-    const double largest = *best;
-    for (double& p : probabilities) p = std::exp((p - largest) / options.temperature);
+    const auto scaled = [t = static_cast<float>(options.temperature)](double logit) {
+      return static_cast<double>(static_cast<float>(logit) / t);
+    };
+    const double largest = scaled(*best);
+    for (double& p : probabilities) p = std::exp(scaled(p) - largest);
     normalise(probabilities);
     if ((options.top_k > 0 && options.top_k < vocab) || options.top_p < 1)
       keep_first(options, probabilities);
