@@ -149,6 +149,12 @@ TEST_CASE("Text ends before a stop string, and streams no byte that may begin on
   StopText held({"xyz"});
   CHECK(held.add("..xy", stopped) == "..");
   CHECK(held.rest() == "xy");
+  // Four bytes of one character, the first of which come alone.
+  StopText characters;
+  CHECK(characters.add("a\xF0\x9F", stopped) == "a");
+  CHECK(characters.add("\x98", stopped) == "");
+  CHECK(characters.add("\x80\xC3", stopped) == "\xF0\x9F\x98\x80");
+  CHECK(characters.rest() == "\xC3");
 }
 
 TEST_CASE("A stop string ends a sequence; its bytes are not part of the text") {

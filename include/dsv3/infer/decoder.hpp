@@ -103,6 +103,29 @@ class Decoder {
     return run(depth, parts, form, hidden);
   }
 
+  /// log p(label) of every row of h, in nats: returns [T]; 0 where the label is negative.
+  std::vector<A> log_probs(View<const T, 2> h, const std::vector<std::int32_t>& labels) {
+    const Index n = h.extent(0);
+    check_equal("Decoder::log_probs", "labels", static_cast<Index>(labels.size()), "rows of h", n);
+    for (const Index label : labels)
+      check_at_most("Decoder::log_probs", "label", label, "largest id", config().vocab_size - 1);
+    std::vector<A> result(labels.size());
+    const auto all = [&](auto& b, Arena& arena) {
+      const auto device = PassLayout::upload(b, labels, arena);
+      const auto nll = arena.template take<A>({n}), loss = arena.template take<A>({1});
+      Head<P>{}.loss(b, model_->operands().lm_head, h, device, 1, nll, loss, arena);
+      if (!arena.counting())
+        copy_to_host(backend(), result.data(), nll.data, n * static_cast<Index>(sizeof(A)));
+    };
+    Arena counting;
+    DryRun<Backend> dry{backend()};
+    all(dry, counting);
+    Arena arena = scratch(counting.peak());
+    all(backend(), arena);
+    for (A& value : result) value = -value;
+    return result;
+  }
+
   /// Logits of some rows of h, in nats: returns [rows, vocab_size].
   std::vector<A> logits(View<const T, 2> h, const std::vector<std::int32_t>& rows) {
     const Index V_ = config().vocab_size, H = h.extent(1), n = static_cast<Index>(rows.size());

@@ -37,7 +37,7 @@ struct GeneratedToken {
   Index request;  ///< what Generator::add returned
   std::int32_t token;
   double log_probability;  ///< of the model itself, in nats, before any sampling option
-  std::string text;        ///< bytes that became certain with it; with token_text only
+  std::string text;        ///< what became certain with it, in whole characters; needs token_text
   Finish finish;           ///< running, or why this is the last
 };
 
@@ -63,14 +63,15 @@ struct GenerationResult {
   Finish finish = Finish::running;
 };
 
-/// Text that ends where one of some strings begins: what may yet become one is held back.
+/// Text that ends where one of some strings begins. What may yet become one is held back, and so is
+/// a character of UTF-8 whose last bytes have not come.
 class StopText {
  public:
   StopText() = default;
   explicit StopText(std::vector<std::string> stops) : stops_(std::move(stops)) {}
 
-  /// Adds bytes and returns those that are certain to stay; sets `stopped` where a stop string is
-  /// complete, and drops it and what follows.
+  /// Adds bytes and returns those that are certain to stay, in whole characters; sets `stopped`
+  /// where a stop string is complete, and drops it and what follows.
   std::string add(const std::string& bytes, bool& stopped) {
     held_ += bytes;
     std::size_t end = std::string::npos;
@@ -81,7 +82,8 @@ class StopText {
       held_.clear();
       return certain;
     }
-    std::size_t keep = 0;  // the longest end of the text that begins a stop string
+    std::size_t keep = begun_character(held_);
+    // Or more: the longest end of the text that begins a stop string.
     for (const std::string& stop : stops_)
       for (std::size_t n = std::min(stop.size() - 1, held_.size()); n > keep; --n)
         if (held_.compare(held_.size() - n, n, stop, 0, n) == 0) keep = n;
@@ -94,6 +96,18 @@ class StopText {
   std::string rest() { return std::exchange(held_, {}); }
 
  private:
+  // Bytes at the end of the text that begin a character and do not end it.
+  static std::size_t begun_character(const std::string& text) {
+    for (std::size_t n = 1; n <= std::min<std::size_t>(3, text.size()); ++n) {
+      const auto byte = static_cast<unsigned char>(text[text.size() - n]);
+      if (byte < 0x80) return 0;
+      if (byte < 0xC0) continue;  // a later byte of the character
+      const std::size_t bytes = byte >= 0xF0 ? 4 : byte >= 0xE0 ? 3 : 2;
+      return n < bytes ? n : 0;
+    }
+    return 0;
+  }
+
   std::vector<std::string> stops_;
   std::string held_;
 };
