@@ -42,44 +42,9 @@ inline std::string size_differences(const ModelConfig& file, const ModelConfig& 
   return text;
 }
 
-// The block that a tensor belongs to, -1 where it belongs to none.
-inline Index layer_of(std::string_view name) {
-  constexpr std::string_view begin = "model.layers.";
-  if (name.substr(0, begin.size()) != begin) return -1;
-  Index layer = 0;
-  std::size_t i = begin.size();
-  for (; i < name.size() && name[i] >= '0' && name[i] <= '9' && layer < 1'000'000; ++i)
-    layer = layer * 10 + (name[i] - '0');
-  return i > begin.size() && i < name.size() && name[i] == '.' ? layer : -1;
-}
-
-// What a tensor is that the model does not have under its name.
-struct ExtraTensor {
-  bool ignored = false;
-  std::string equal_to;  // not empty: the file's repetition of this tensor
-};
-
-inline ExtraTensor extra_tensor(const std::string& name, const ModelConfig& c) {
-  const auto ends_with = [&](std::string_view end) {
-    return name.size() >= end.size() &&
-           name.compare(name.size() - end.size(), end.size(), end) == 0;
-  };
-  if (ends_with(".rotary_emb.inv_freq")) return {true, ""};
-  const Index layer = layer_of(name), mtp = c.num_nextn_predict_layers;
-  if (layer < c.num_hidden_layers) return {};
-  if (mtp == 0) return {true, ""};
-  if (layer >= c.num_hidden_layers + mtp) return {};
-  const std::string prefix = "model.layers." + std::to_string(layer) + ".";
-  if (name == prefix + "embed_tokens.weight") return {false, "model.embed_tokens.weight"};
-  if (name == prefix + "shared_head.head.weight") return {false, "lm_head.weight"};
-  return {};
-}
-
-inline constexpr std::string_view scales_suffix = "_scale_inv";
-
 // The tensor with the scales of an FP8 weight, or null.
 inline const SafetensorsTensor* scales_of(const CheckpointFiles& files, std::string_view weight) {
-  return files.find(std::string(weight).append(scales_suffix));
+  return files.find(scales_name(weight));
 }
 
 // What is wrong with the type of a weight, or with its scales where it is FP8; or "".
@@ -93,10 +58,9 @@ inline std::string type_error(const SafetensorsTensor& tensor, const Safetensors
   if (tensor.shape.size() != 2)
     return "tensor " + name + ": dimensions (" + std::to_string(tensor.shape.size()) +
            ") of an FP8 weight must be 2";
-  const std::string own = in_quotes(tensor.name + std::string(scales_suffix));
+  const std::string own = in_quotes(scales_name(tensor.name));
   if (!scales) return "missing tensor " + own + ": " + name + " is " + dtype;
-  const std::vector<Index> blocks = {groups_of(tensor.shape[0], scale_block),
-                                     groups_of(tensor.shape[1], scale_block)};
+  const std::vector<Index> blocks = scales_shape(tensor.shape);
   if (scales->shape != blocks)
     return "tensor " + own + ": shape (" + shape_text(scales->shape.data(), scales->shape.size()) +
            ") must equal the blocks of 128 x 128 of " + name + " (" + shape_text(blocks.data(), 2) +

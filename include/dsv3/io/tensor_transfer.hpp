@@ -1,7 +1,7 @@
 // Tensors between files and a backend's memory, through a bounded buffer on the host.
 #pragma once
 
-#include <dsv3/core/quantized.hpp>
+#include <dsv3/io/checkpoint_names.hpp>
 #include <dsv3/io/safetensors_writer.hpp>
 
 namespace dsv3::detail {
@@ -27,9 +27,6 @@ void for_each_piece(const View<T, R>& view, Index first, Index n, auto&& f) {
   }
   if (n > 0) f(view.data + first, Index{0}, n);
 }
-
-// FP8 weights of checkpoints have one scale for each block of so many rows and columns.
-inline constexpr Index scale_block = 128;
 
 // Multiplies elements [first, first + n) of a matrix, in row-major order, by the scales of their
 // blocks.
@@ -81,11 +78,6 @@ auto fill_from_backend(Backend& backend, const View<T, R>& from) {
       }
     }
   };
-}
-
-template <class T, int R>
-std::vector<Index> shape_of(const View<T, R>& view) {
-  return std::vector<Index>(view.extents, view.extents + R);
 }
 
 }  // namespace dsv3::detail
