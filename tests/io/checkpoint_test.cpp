@@ -357,7 +357,8 @@ TEST_CASE("save_weights writes a folder that load_weights reads") {
   }
   CHECK(folder.content().size() == 4);  // first, x/ and the two files in it
   CHECK_THROWS_WITH_AS(save_weights(model, folder.path("x"), DType::f16),
-                       "save_weights: dtype (F16) must be F64, F32 or BF16", std::invalid_argument);
+                       "save_checkpoint: dtype (F16) must be F8_E4M3, BF16, F32 or F64",
+                       std::invalid_argument);
   CHECK_THROWS_WITH_AS(save_weights(model, folder.path("x"), DType::f32, IfExists::refuse),
                        ("AtomicFolder: '" + folder.path("x") + "' exists already").c_str(),
                        std::invalid_argument);

@@ -27,6 +27,15 @@ inline std::vector<Index> scales_shape(const std::vector<Index>& weight) {
   return {groups_of(weight[0], scale_block), groups_of(weight[1], scale_block)};
 }
 
+// True for the policies whose projections hold what an FP8 checkpoint holds.
+template <class P>
+constexpr bool holds_checkpoint_codes() {
+  if constexpr (QuantizedPolicy<P>)
+    return std::is_same_v<typename P::code, e4m3> && P::block == scale_block;
+  else
+    return false;
+}
+
 // In the order of a release; those of one block stay as they are.
 inline void sort_for_release(auto& tensors, const ModelConfig& c) {
   std::stable_sort(tensors.begin(), tensors.end(), [&](const auto& a, const auto& b) {

@@ -64,17 +64,29 @@ void read_to_backend(Backend& backend, const SafetensorsTensor& tensor, const Vi
 template <class To, class Backend, class T, int R>
 auto fill_from_backend(Backend& backend, const View<T, R>& from) {
   return [&backend, from](std::byte* to, Index offset, Index bytes) {
+    using From = std::remove_const_t<T>;
     constexpr auto unit = static_cast<Index>(sizeof(To));
-    std::vector<std::remove_const_t<T>> buffer(
-        static_cast<std::size_t>(std::min(bytes / unit, transfer_elements)));
-    for (Index done = 0; done < bytes / unit; done += transfer_elements) {
-      const Index n = std::min(bytes / unit - done, transfer_elements);
-      for_each_piece(from, offset / unit + done, n, [&](const T* piece, Index at, Index count) {
-        copy_to_host(backend, buffer.data() + at, piece, count * static_cast<Index>(sizeof(T)));
+    const auto copy = [&](Index first, Index n, void* memory) {
+      for_each_piece(from, first, n, [&](const T* piece, Index at, Index count) {
+        constexpr auto width = static_cast<Index>(sizeof(T));
+        copy_to_host(backend, static_cast<std::byte*>(memory) + at * width, piece, count * width);
       });
-      for (Index i = 0; i < n; ++i) {
-        const To value = static_cast<To>(buffer[static_cast<std::size_t>(i)]);
-        std::memcpy(to + (done + i) * unit, &value, sizeof(To));
+    };
+    if constexpr (std::is_same_v<From, To>) {
+      copy(offset / unit, bytes / unit, to);
+    } else {
+      const Index most = std::min(bytes / unit, transfer_elements);
+      std::vector<From> buffer(static_cast<std::size_t>(most));
+      std::vector<To> converted(static_cast<std::size_t>(most));
+      for (Index done = 0; done < bytes / unit; done += most) {
+        const Index n = std::min(bytes / unit - done, most);
+        copy(offset / unit + done, n, buffer.data());
+        for (std::size_t i = 0; i < static_cast<std::size_t>(n); ++i)
+          if constexpr (std::is_same_v<From, double> && std::is_same_v<To, bf16>)
+            converted[i] = bf16_nearest(buffer[i]);
+          else
+            converted[i] = static_cast<To>(buffer[i]);
+        std::memcpy(to + done * unit, converted.data(), static_cast<std::size_t>(n * unit));
       }
     }
   };
