@@ -96,23 +96,17 @@ inline std::string extra_error(const SafetensorsTensor& tensor, const Checkpoint
   return is_scales ? "" : type_error(tensor, scales_of(files, tensor.name));
 }
 
-// Throws unless the checkpoint holds exactly the model's tensors.
-template <class Model>
-void check_weights(Model& model, const CheckpointFiles& files) {
-  const std::string where = "load_weights: " + in_quotes(files.path()) + ": ";
+// Throws unless the checkpoint holds exactly the tensors of a model: those for which
+// for_each_shape(f) calls f(name, shape), and what extra_error allows beside them. `where` begins
+// every message.
+inline void check_tensors(const std::string& where, const ModelConfig& config,
+                          const CheckpointFiles& files, auto&& for_each_shape) {
   const auto fail = [&](const std::string& text) { throw std::invalid_argument(where + text); };
-  const ModelConfig& config = model.config();
-  const std::string config_path = files.path() + "/config.json";
-  if (std::filesystem::is_regular_file(config_path)) {
-    const std::string text = size_differences(load_config(config_path), config);
-    if (!text.empty()) fail("config.json: " + text);
-  }
   TensorNames known;
-  model.for_each_tensor([&](std::string_view name, auto view) {
+  for_each_shape([&](std::string_view name, const std::vector<Index>& shape) {
     known.emplace(name);
     const SafetensorsTensor* tensor = files.find(name);
     if (!tensor) return fail("missing tensor " + in_quotes(name));
-    const std::vector<Index> shape = shape_of(view);
     if (tensor->shape != shape)
       fail("tensor " + in_quotes(name) + ": shape (" +
            shape_text(tensor->shape.data(), tensor->shape.size()) + ") must equal the model's (" +
@@ -125,6 +119,20 @@ void check_weights(Model& model, const CheckpointFiles& files) {
     const std::string text = extra_error(*tensor, files, config, known);
     if (!text.empty()) fail(text);
   }
+}
+
+// Throws unless the checkpoint is one of the model, whose sizes a config.json beside it must give.
+template <class Model>
+void check_weights(Model& model, const CheckpointFiles& files) {
+  const std::string where = "load_weights: " + in_quotes(files.path()) + ": ";
+  const std::string config_path = files.path() + "/config.json";
+  if (std::filesystem::is_regular_file(config_path)) {
+    const std::string text = size_differences(load_config(config_path), model.config());
+    if (!text.empty()) throw std::invalid_argument(where + "config.json: " + text);
+  }
+  check_tensors(where, model.config(), files, [&](auto&& f) {
+    model.for_each_tensor([&](std::string_view name, auto view) { f(name, shape_of(view)); });
+  });
 }
 
 }  // namespace detail

@@ -3,30 +3,71 @@
 
 #include <dsv3/core/precision.hpp>
 #include <dsv3/io/checkpoint_check.hpp>
-#include <dsv3/io/tensor_transfer.hpp>
+#include <dsv3/io/checkpoint_fill.hpp>
 
 namespace dsv3 {
 
 namespace detail {
 
-// Puts the codes and scales of FP8 weights, as they are, in the place of those that
-// refresh_operands() has made.
+// Puts the codes and scales of an FP8 weight, as they are, into an operand of such codes.
+template <class P, class Backend, class C>
+void load_codes(Backend& backend, const SafetensorsTensor& tensor, const SafetensorsTensor& scales,
+                const Quantized<C>& operand) {
+  const View<float, 2> dense(operand.scales.data,
+                             {operand.scales.extents[0], operand.scales.extents[1]});
+  if constexpr (FillsInPlace<Backend>)
+    copy_in_place(backend, tensor, operand.codes.data);
+  else
+    read_to_backend(backend, tensor, operand.codes);
+  read_to_backend(backend, scales, dense);
+}
+
+// One tensor after the other through a buffer, then all operands from their masters, but for those
+// whose codes are in the file.
 template <class Model>
-void load_codes(Model& model, const CheckpointFiles& files) {
+void load_through_buffer(Model& model, const CheckpointFiles& files) {
   using P = typename Model::Precision;
+  model.for_each_tensor([&](std::string_view name, auto view) {
+    const SafetensorsTensor& tensor = *files.find(name);
+    read_to_backend(model.backend(), tensor, view, scales_of(files, name));
+    advise(tensor.data, tensor.bytes, MADV_DONTNEED);
+  });
+  model.refresh_operands();
   if constexpr (holds_checkpoint_codes<P>())
     for_each_tensor<P>(
         [&](const std::string& name, const auto& operand) {
-          if constexpr (requires { operand.codes; }) {
-            const SafetensorsTensor& tensor = *files.find(name);
-            if (tensor.dtype != DType::f8_e4m3) return;
-            const auto& scales = operand.scales;
-            const View<float, 2> dense(scales.data, {scales.extents[0], scales.extents[1]});
-            read_to_backend(model.backend(), tensor, operand.codes);
-            read_to_backend(model.backend(), *scales_of(files, name), dense);
-          }
+          if constexpr (requires { operand.codes; })
+            if (const SafetensorsTensor& tensor = *files.find(name); tensor.dtype == DType::f8_e4m3)
+              load_codes<P>(model.backend(), tensor, *scales_of(files, name), operand);
         },
         model.writable_operands());
+}
+
+// In one pass over the files: each tensor becomes its master and its operand.
+template <class Model>
+void load_in_place(Model& model, const CheckpointFiles& files) {
+  using P = typename Model::Precision;
+  auto& backend = model.backend();
+  for_each_tensor<P>(
+      [&](const std::string& name, const auto& master, const auto& operand) {
+        const SafetensorsTensor& tensor = *files.find(name);
+        const SafetensorsTensor* scales = scales_of(files, name);
+        advise(tensor.data, tensor.bytes, MADV_WILLNEED);
+        if constexpr (requires { operand.codes; }) {
+          fill_in_place(backend, tensor, scales, master, decltype(master.cols(0, 0)){});
+          if (holds_checkpoint_codes<P>() && tensor.dtype == DType::f8_e4m3)
+            load_codes<P>(backend, tensor, *scales, operand);
+          else
+            quantize_weights(backend, as_const(master), operand, Projection<P>::rule(Route::dense));
+        } else {
+          fill_in_place(backend, tensor, scales, master, operand);
+        }
+        advise(tensor.data, tensor.bytes, MADV_DONTNEED);
+      },
+      model.masters(), model.writable_operands());
+  model.for_each_bias([&](const std::string& name, const auto& bias) {
+    read_to_backend(backend, *files.find(name), bias);
+  });
 }
 
 }  // namespace detail
@@ -48,12 +89,10 @@ template <class Model>
 void load_weights(Model& model, const std::string& path) {
   const CheckpointFiles files(path);
   detail::check_weights(model, files);
-  model.for_each_tensor([&](std::string_view name, auto view) {
-    detail::read_to_backend(model.backend(), *files.find(name), view,
-                            detail::scales_of(files, name));
-  });
-  model.refresh_operands();
-  detail::load_codes(model, files);
+  if constexpr (detail::FillsInPlace<std::remove_cvref_t<decltype(model.backend())>>)
+    detail::load_in_place(model, files);
+  else
+    detail::load_through_buffer(model, files);
 }
 
 }  // namespace dsv3
