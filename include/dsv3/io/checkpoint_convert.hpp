@@ -20,12 +20,11 @@ struct ConvertOptions {
 
 namespace detail {
 
-// Elements [first, first + n) of a tensor, times its scales where it has some, as T.
+// As read_scaled, and lets go of the pages.
 template <class T>
-void read_scaled(const SafetensorsTensor& tensor, const SafetensorsTensor* scales, Index first,
-                 T* to, Index n) {
-  tensor.read(first, to, n);
-  if (scales) apply_scales(*scales, tensor.shape[1], first, to, n);
+void read_once(const SafetensorsTensor& tensor, const SafetensorsTensor* scales, Index first, T* to,
+               Index n) {
+  read_scaled(tensor, scales, first, to, n);
   const Index unit = dtype_bytes(tensor.dtype);
   advise(tensor.data + first * unit, n * unit, MADV_DONTNEED);
 }
@@ -39,7 +38,7 @@ auto fill_converted(const SafetensorsTensor& tensor, const SafetensorsTensor* sc
     std::vector<To> narrow(wide.size());
     for (Index done = 0; done < bytes / unit; done += transfer_elements) {
       const Index n = std::min(bytes / unit - done, transfer_elements);
-      read_scaled(tensor, scales, offset / unit + done, wide.data(), n);
+      read_once(tensor, scales, offset / unit + done, wide.data(), n);
       for (std::size_t i = 0; i < static_cast<std::size_t>(n); ++i)
         if constexpr (std::is_same_v<Wide, double> && std::is_same_v<To, bf16>)
           narrow[i] = bf16_nearest(wide[i]);
@@ -64,7 +63,7 @@ inline void add_converted(const SafetensorsTensor& tensor, const SafetensorsTens
   if (dtype == DType::f8_e4m3)
     return add_quantized(
         tensor.name, tensor.shape,
-        [&tensor](Index first, float* to, Index n) { read_scaled(tensor, nullptr, first, to, n); },
+        [&tensor](Index first, float* to, Index n) { read_once(tensor, nullptr, first, to, n); },
         memory, add);
   // The product of a code and a scale is exact in double, as is every stored type.
   if (dtype == DType::f64) entry.fill = fill_converted<double, double>(tensor, scales);

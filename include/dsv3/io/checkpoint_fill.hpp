@@ -14,7 +14,6 @@ struct FillChunk {
   static constexpr Index size = Index{1} << 16, piece = Index{1} << 11;
   const SafetensorsTensor* tensor;
   const SafetensorsTensor* scales;  // or null
-  Index columns;
   View<M, 1> master;
   View<W, 1> operand;  // or empty
 
@@ -23,8 +22,7 @@ struct FillChunk {
     for (Index first = chunk * size; first < end; first += piece) {
       const Index n = std::min(piece, end - first);
       M* const to = master.data + first;
-      convert_elements(tensor->dtype, tensor->data + first * dtype_bytes(tensor->dtype), to, n);
-      if (scales) apply_scales(*scales, columns, first, to, n);
+      read_scaled(*tensor, scales, first, to, n);
       if (operand.data) {
         W* const copy = operand.data + first;
         team.each(n, [=](Index i) { copy[i] = W(to[i]); });
@@ -64,7 +62,7 @@ template <class Backend, class M, int R, class W>
 void fill_in_place(Backend& backend, const SafetensorsTensor& tensor,
                    const SafetensorsTensor* scales, const View<M, R>& master,
                    const View<W, R>& operand) {
-  const FillChunk<M, W> body{&tensor, scales, master.extent(R - 1), master.flat(), operand.flat()};
+  const FillChunk<M, W> body{&tensor, scales, master.flat(), operand.flat()};
   for_each_row(backend, groups_of(master.size(), body.size), body);
 }
 
