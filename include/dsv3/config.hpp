@@ -8,7 +8,8 @@
 
 namespace dsv3 {
 
-enum class ModelType { deepseek_v2, deepseek_v3 };
+/// kimi_k2 is deepseek_v3 under another name.
+enum class ModelType { deepseek_v2, deepseek_v3, kimi_k2 };
 enum class ScoringFunc { sigmoid, softmax };
 enum class TopkMethod {
   noaux_tc,              ///< a bias chooses experts and never weighs them; groups by their best two
@@ -167,6 +168,7 @@ constexpr void validate(const ModelConfig& c) {
           "first_k_dense_replace must be at most num_hidden_layers", c.first_k_dense_replace,
           c.num_hidden_layers);
   require(c.moe_layer_freq >= 1, "moe_layer_freq must be at least 1", c.moe_layer_freq);
+  require(c.moe_layer_freq <= 65536, "moe_layer_freq must be at most 65536", c.moe_layer_freq);
   require(c.num_attention_heads >= 1, "num_attention_heads must be at least 1",
           c.num_attention_heads);
   require(c.num_attention_heads <= 65536, "num_attention_heads must be at most 65536",
@@ -194,14 +196,20 @@ constexpr void validate(const ModelConfig& c) {
                c.latent_norm_eps);
   require_real(c.rope_theta > 1 && c.rope_theta < 1e15, "rope_theta must be above 1 and finite",
                c.rope_theta);
+  constexpr Index most_positions = (Index{1} << 31) - 1;  // positions are 32-bit integers
   require(c.max_position_embeddings >= 1, "max_position_embeddings must be at least 1",
           c.max_position_embeddings);
+  require(c.max_position_embeddings <= most_positions,
+          "max_position_embeddings must be at most 2147483647", c.max_position_embeddings);
   if (c.rope_scaling.enabled) {
     const RopeScaling& r = c.rope_scaling;
     require_real(r.factor >= 1 && r.factor < 1e6, "rope_scaling.factor must be at least 1",
                  r.factor);
     require(r.original_max_position_embeddings >= 1,
             "rope_scaling.original_max_position_embeddings must be at least 1",
+            r.original_max_position_embeddings);
+    require(r.original_max_position_embeddings <= most_positions,
+            "rope_scaling.original_max_position_embeddings must be at most 2147483647",
             r.original_max_position_embeddings);
     require_real(r.beta_slow > 0 && r.beta_slow < 1e9, "rope_scaling.beta_slow must be positive",
                  r.beta_slow);
@@ -331,6 +339,25 @@ inline constexpr ModelConfig moonlight = [] {
   c.max_position_embeddings = 8192;
   c.bos_token_id = 163584;
   c.eos_token_id = 163586;
+  return c;
+}();
+
+inline constexpr ModelConfig kimi_k2 = [] {
+  ModelConfig c = deepseek_v3;
+  c.model_type = ModelType::kimi_k2;
+  c.vocab_size = 163840;
+  c.num_nextn_predict_layers = 0;
+  c.first_k_dense_replace = 1;
+  c.num_attention_heads = c.num_key_value_heads = 64;
+  c.n_routed_experts = 384;
+  c.n_group = c.topk_group = 1;
+  c.routed_scaling_factor = 2.827;
+  c.rope_theta = 50000;
+  c.rope_scaling.factor = 32;
+  c.rope_scaling.beta_fast = c.rope_scaling.beta_slow = 1;
+  c.max_position_embeddings = 131072;
+  c.bos_token_id = 163584;
+  c.eos_token_id = 163585;
   return c;
 }();
 

@@ -187,3 +187,17 @@ TEST_CASE("Arithmetic is in float, and in double for double") {
   static_assert(sizeof(bf16) == 2 && sizeof(e4m3) == 1 && sizeof(e5m2) == 1);
   static_assert(std::is_trivially_copyable_v<bf16> && std::is_trivial_v<bf16>);
 }
+
+TEST_CASE("bf16_nearest rounds a double once") {
+  const double tie = 1 + 0x1p-8;  // halfway between the bf16 1 and 1 + 2^-7
+  CHECK(double(bf16_nearest(tie)) == 1);
+  CHECK(double(bf16_nearest(tie + 0x1p-40)) == 1 + 0x1p-7);  // float would see the tie
+  CHECK(double(bf16_nearest(-tie - 0x1p-40)) == -1 - 0x1p-7);
+  const double odd = 1 + 0x1p-7 + 0x1p-8;  // the even neighbour is above
+  CHECK(double(bf16_nearest(odd)) == 1 + 0x1p-6);
+  CHECK(double(bf16_nearest(odd - 0x1p-40)) == 1 + 0x1p-7);
+  CHECK(double(bf16_nearest(-odd + 0x1p-40)) == -1 - 0x1p-7);
+  CHECK(bf16_nearest(-0.0).bits == 0x8000);
+  CHECK(bf16_nearest(1e300).bits == 0x7F80);
+  CHECK(bf16_nearest(std::numeric_limits<double>::quiet_NaN()).bits == 0x7FC0);
+}

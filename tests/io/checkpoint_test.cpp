@@ -300,24 +300,42 @@ TEST_CASE("CheckpointFiles refuses malformed indices, each with its message") {
           where + "': holds neither model.safetensors nor model.safetensors.index.json");
   save_safetensors(folder.path("a"), {entry("x", {1}, 0), entry("y", {1}, 0)});
   save_safetensors(folder.path("b"), {entry("x", {1}, 0)});
-  const auto refuses_index = [&](const std::string& text, const std::string& message) {
+  const auto refuses_index = [&](const std::string& text, const std::string& message,
+                                 const std::string& who = "CheckpointIndex") {
     folder.write(index, text);
-    refuses(folder, path, where + "/" + index + "': " + message);
+    refuses(folder, path, who + ": '" + path + "/" + index + "': " + message);
   };
   refuses_index("", "not valid JSON at byte 1");
   refuses_index("[]", "must hold an object, found an array");
   refuses_index("{}", "missing key 'weight_map'");
   refuses_index(R"({"weight_map":[]})", "weight_map must be an object, found an array");
   refuses_index(R"({"weight_map":{"x":1}})", "weight_map 'x' must be a string, found an integer");
-  for (const std::string bad : {"../a", "", "..", "/etc/passwd", "c/a"})
+  for (const std::string bad : {"../a", "", "..", ".", "/etc/passwd", "c/a", "a\\u0000"}) {
+    const std::string shown = bad == "a\\u0000" ? "a\\x00" : bad;
     refuses_index(R"({"weight_map":{"x":")" + bad + "\"}}",
-                  "weight_map 'x': '" + bad + "' must be the name of a file in the same folder");
+                  "weight_map 'x': '" + shown + "' must be the name of a file in the same folder");
+  }
   refuses_index(R"({"weight_map":{"x":"a","x":"b"}})", "duplicate key 'x'");
-  refuses_index(R"({"weight_map":{"z":"a"}})", "tensor 'z' is not in 'a'");
+  refuses_index(R"({"weight_map":{"z":"a"}})", "tensor 'z' is not in 'a'", "CheckpointFiles");
+  refuses_index(R"({"weight_map":{"x":"a","y":"a","z":"b"}})", "tensor 'z' is not in 'b'",
+                "CheckpointFiles");
+  refuses_index(R"({"weight_map":{"x":"a","y":"c"}})", "file 'c' is missing", "CheckpointFiles");
   folder.write(index, R"({"weight_map":{"x":"a"}})");
   refuses(folder, path, where + "/a': tensor 'y' is not what the index has for this file");
-  folder.write(index, R"({"weight_map":{"x":"a","y":"a","z":"b"}})");
-  refuses(folder, path, where + "/" + index + "': tensor 'z' is not in 'b'");
+  std::filesystem::create_directory(folder.path("c"));
+  folder.write(index, R"({"weight_map":{"x":"a","y":"c"}})");
+  refuses(folder, path, "MappedFile: '" + path + "/c' must be a regular file");
+}
+
+TEST_CASE(
+    "Symbolic links in a folder are followed: the folders of download caches consist of them") {
+  TestFolder folder;
+  save_safetensors(folder.path("blob"), good());
+  std::filesystem::create_directory(folder.path("snapshot"));
+  std::filesystem::create_symlink("../blob", folder.path("snapshot/model.safetensors"));
+  Fake<float> model;
+  load_weights(model, folder.path("snapshot"));
+  check_loaded(model);
 }
 
 TEST_CASE("save_weights writes a folder that load_weights reads") {
@@ -339,7 +357,8 @@ TEST_CASE("save_weights writes a folder that load_weights reads") {
   }
   CHECK(folder.content().size() == 4);  // first, x/ and the two files in it
   CHECK_THROWS_WITH_AS(save_weights(model, folder.path("x"), DType::f16),
-                       "save_weights: dtype (F16) must be F64, F32 or BF16", std::invalid_argument);
+                       "save_checkpoint: dtype (F16) must be F8_E4M3, BF16, F32 or F64",
+                       std::invalid_argument);
   CHECK_THROWS_WITH_AS(save_weights(model, folder.path("x"), DType::f32, IfExists::refuse),
                        ("AtomicFolder: '" + folder.path("x") + "' exists already").c_str(),
                        std::invalid_argument);

@@ -44,7 +44,8 @@ TEST_CASE("Every golden config.json loads, and comes back from its own text") {
 
 TEST_CASE("The published models come back from their own text") {
   for (const ModelConfig& config :
-       {presets::deepseek_v3, presets::deepseek_v2, presets::deepseek_v2_lite, presets::moonlight})
+       {presets::deepseek_v3, presets::deepseek_v2, presets::deepseek_v2_lite, presets::moonlight,
+        presets::kimi_k2})
     CHECK(config_from_json(config_to_json(config), "preset") == config);
 }
 

@@ -3,6 +3,8 @@
 #include <dsv3/io/config_json.hpp>
 #include <dsv3/io/safetensors.hpp>
 
+#include <set>
+
 #include "folder.hpp"
 
 using namespace dsv3;
@@ -198,7 +200,7 @@ TEST_CASE("Malformed or unsupported config.json files are refused, each with its
       {"{\"model_type\":null}", "missing key 'model_type'"},
       {with("model_type", "3"), "model_type must be a string, found an integer"},
       {with("model_type", "\"llama\""),
-       "model_type ('llama') is unsupported; known: deepseek_v2, deepseek_v3"},
+       "model_type ('llama') is unsupported; known: deepseek_v2, deepseek_v3, kimi_k2"},
       {with("hidden_size", "\"7168\""), "hidden_size must be an integer, found a string"},
       {with("hidden_size", "7168.0"), "hidden_size must be an integer, found a real number"},
       {with("hidden_size", "null"), "hidden_size must be an integer, found null"},
@@ -260,11 +262,57 @@ TEST_CASE("Malformed or unsupported config.json files are refused, each with its
        "quantization_config.quant_method ('gptq') is unsupported; known: fp8"},
       {with("quantization_config", "{\"quant_method\":\"fp8\",\"fmt\":\"e5m2\"}"),
        "quantization_config.fmt ('e5m2') is unsupported; known: e4m3"},
+      {with("quantization_config", "{\"quant_method\":\"fp8\",\"activation_scheme\":\"static\"}"),
+       "quantization_config.activation_scheme ('static') is unsupported; known: dynamic"},
       {with("quantization_config", "{\"quant_method\":\"fp8\",\"weight_block_size\":[128,64]}"),
        "quantization_config.weight_block_size ('[128,64]') must equal [128,128]"},
   };
   CHECK(table.size() >= 50);
   check_all(table, "load_config", [](const std::string& path) { load_config(path); });
+}
+
+TEST_CASE("No size of a config.json is too absurd for a message") {
+  const auto base = nlohmann::ordered_json::parse(config_to_json(presets::deepseek_v3));
+  const std::set<std::string> may_be_zero = {
+      "num_nextn_predict_layers", "first_k_dense_replace", "q_lora_rank",
+      "n_shared_experts",         "bos_token_id",          "eos_token_id"};
+  const auto refused = [&](const std::string& key, const nlohmann::ordered_json& value) {
+    auto json = base;
+    if (key == "rope_scaling.original_max_position_embeddings")
+      json["rope_scaling"]["original_max_position_embeddings"] = value;
+    else
+      json[key] = value;
+    try {
+      config_from_json(json.dump(), "x");
+    } catch (const std::invalid_argument& error) {
+      return std::string(error.what()).starts_with("x: ");
+    }
+    return false;
+  };
+  std::vector<std::string> keys = {"rope_scaling.original_max_position_embeddings"};
+  for (const auto& [key, value] : base.items())
+    if (value.is_number_integer()) keys.push_back(key);
+  CHECK(keys.size() >= 23);
+  constexpr auto most = std::numeric_limits<std::int64_t>::max();
+  for (const std::string& key : keys) {
+    CAPTURE(key);
+    CHECK(refused(key, 0) == !may_be_zero.count(key));
+    for (const std::int64_t value : {std::int64_t{-2}, std::int64_t{1'000'000'000'000'000'000},
+                                     most, most / 2 + 1, -most, -most - 1})
+      CHECK_MESSAGE(refused(key, value), value);
+    CHECK(refused(key, 1e18));
+    CHECK(refused(key, ~std::uint64_t{0}));
+  }
+}
+
+TEST_CASE("Sizes that are allowed one by one may be too much together") {
+  ModelConfig c = presets::deepseek_v3;
+  c.vocab_size = c.hidden_size = Index{1} << 24;  // 2^49 elements of the embedding and the head
+  c.n_routed_experts = 65536;
+  CHECK_THROWS_WITH_AS(
+      config_from_json(config_to_json(c), "x"),
+      "x: ModelConfig: num_hidden_layers (61) makes a model of more than 2^53 parameters",
+      std::invalid_argument);
 }
 
 TEST_CASE("A file too large for a config.json is refused before it is parsed") {

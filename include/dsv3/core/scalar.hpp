@@ -175,6 +175,18 @@ struct ue8m0 {
   }
 };
 
+/// The bf16 nearest to a double, ties to even: rounded once, where the way over float rounds twice.
+DSV3_HD constexpr bf16 bf16_nearest(double value) {
+  auto u = __builtin_bit_cast(std::uint32_t, static_cast<float>(value));
+  // The float lies halfway between two bf16 and the double does not: step to the double's side.
+  const double rounded = static_cast<double>(__builtin_bit_cast(float, u));
+  if ((u & 0xFFFFu) == 0x8000u && rounded != value) {
+    const bool away = value < 0 ? value < rounded : value > rounded;
+    u = away ? u + 1 : u - 1;
+  }
+  return bf16(__builtin_bit_cast(float, u));
+}
+
 /// bf16 of a float, up or down with the probability that makes the expected value exact, by 16
 /// uniform bits. Infinity and NaN as bf16(float) has them.
 DSV3_HD constexpr bf16 bf16_stochastic(float value, std::uint32_t random) {

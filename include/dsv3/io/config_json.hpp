@@ -3,103 +3,13 @@
 
 #include <dsv3/config.hpp>
 #include <dsv3/io/atomic_file.hpp>
-#include <dsv3/io/json.hpp>
+#include <dsv3/io/config_reader.hpp>
+#include <dsv3/io/dtype.hpp>
 #include <dsv3/io/mapped_file.hpp>
-#include <optional>
 
 namespace dsv3 {
 
 namespace detail {
-
-// Reads the members of one JSON object. Null is as if the key were absent, except where said.
-class ConfigReader {
- public:
-  ConfigReader(const Json& object, std::string where, std::string prefix = "")
-      : object_(object), where_(std::move(where)), prefix_(std::move(prefix)) {}
-
-  [[noreturn]] void fail(const std::string& text) const {
-    throw std::invalid_argument(where_ + ": " + text);
-  }
-  std::string name(const char* key) const { return prefix_ + key; }
-
-  // The value, or null where the key is absent or null.
-  const Json* find(const char* key) const {
-    const auto at = object_.find(key);
-    return at == object_.end() || at->is_null() ? nullptr : &*at;
-  }
-  bool has(const char* key) const { return object_.contains(key); }
-
-  Index integer(const char* key) const {
-    const Json* value = find(key);
-    if (!has(key)) fail("missing key '" + name(key) + "'");
-    if (!value) wrong_kind(key, "an integer", *object_.find(key));
-    return integer(key, *value);
-  }
-  Index integer(const char* key, Index otherwise) const {
-    const Json* value = find(key);
-    return value ? integer(key, *value) : otherwise;
-  }
-  double real(const char* key) const {
-    if (!find(key)) fail("missing key '" + name(key) + "'");
-    return real(key, 0);
-  }
-  double real(const char* key, double otherwise) const {
-    const Json* value = find(key);
-    if (!value) return otherwise;
-    if (!value->is_number()) wrong_kind(key, "a number", *value);
-    return value->get<double>();
-  }
-  bool boolean(const char* key, bool otherwise) const {
-    const Json* value = find(key);
-    if (!value) return otherwise;
-    if (!value->is_boolean()) wrong_kind(key, "a boolean", *value);
-    return value->get<bool>();
-  }
-  std::string string(const char* key, const char* otherwise) const {
-    const Json* value = find(key);
-    if (!value) return otherwise;
-    if (!value->is_string()) wrong_kind(key, "a string", *value);
-    return value->get<std::string>();
-  }
-  // The value that goes with the string.
-  template <class E>
-  E choice(const char* key, std::initializer_list<std::pair<const char*, E>> choices,
-           const char* otherwise) const {
-    const std::string text = string(key, otherwise);
-    std::string known;
-    for (const auto& [word, value] : choices) {
-      if (text == word) return value;
-      known += (known.empty() ? "" : ", ") + std::string(word);
-    }
-    fail(name(key) + " (" + in_quotes(text) + ") is unsupported; known: " + known);
-  }
-  // The reader of an object, or nothing where the key is absent or null.
-  std::optional<ConfigReader> object(const char* key) const {
-    const Json* value = find(key);
-    if (!value) return std::nullopt;
-    if (!value->is_object()) wrong_kind(key, "an object", *value);
-    return ConfigReader(*value, where_, name(key) + ".");
-  }
-  // What the library does not implement.
-  void refuse(bool condition, const char* key, const std::string& value) const {
-    if (condition) fail(name(key) + " (" + value + ") is unsupported");
-  }
-
- private:
-  Index integer(const char* key, const Json& value) const {
-    if (!value.is_number_integer()) wrong_kind(key, "an integer", value);
-    if (value.is_number_unsigned() &&
-        value.get<std::uint64_t>() > std::uint64_t{std::numeric_limits<std::int64_t>::max()})
-      fail(name(key) + " (" + value.dump() + ") is too large");
-    return value.get<Index>();
-  }
-  [[noreturn]] void wrong_kind(const char* key, const char* wanted, const Json& found) const {
-    fail(name(key) + " must be " + wanted + ", found " + kind_of(found));
-  }
-
-  const Json& object_;
-  std::string where_, prefix_;
-};
 
 // Of rope_scaling or rope_parameters.
 inline RopeScaling rope_scaling_from(const ConfigReader& json) {
@@ -172,10 +82,21 @@ inline void read_experts(const ConfigReader& json, ModelConfig& c, bool v3) {
   c.topk_group = grouped ? json.integer("topk_group") : json.integer("topk_group", 1);
 }
 
+// A token id, -1 where it is null.
+inline Index read_token(const ConfigReader& json, const char* key, Index otherwise) {
+  const Index id = json.integer(key, json.has(key) ? -1 : otherwise);
+  constexpr Index most = std::numeric_limits<std::int32_t>::max();
+  if (id < -1 || id > most)
+    json.fail(json.name(key) + " (" + std::to_string(id) + ") must be from -1 to " +
+              std::to_string(most));
+  return id;
+}
+
 // Of FP8 checkpoints: there is one way to store them.
 inline void check_quantization(const ConfigReader& json) {
   json.choice<bool>("quant_method", {{"fp8", true}}, "");
   json.choice<bool>("fmt", {{"e4m3", true}}, "e4m3");
+  json.choice<bool>("activation_scheme", {{"dynamic", true}}, "dynamic");
   const Json* block = json.find("weight_block_size");
   if (block && *block != Json{128, 128})
     json.fail(json.name("weight_block_size") + " (" + in_quotes(block->dump()) +
@@ -203,8 +124,8 @@ inline void refuse_unsupported(const ConfigReader& json, const ModelConfig& c) {
 
 /// The configuration that the text of a config.json describes. `where` (a path) begins every
 /// message. Keys that decide a tensor's shape must be there; others default to what the model_type
-/// (deepseek_v2, deepseek_v3) means by their absence. Keys that do not change the forward pass are
-/// ignored. bos_token_id and eos_token_id are -1 where null.
+/// (deepseek_v2, deepseek_v3, kimi_k2) means by their absence. Keys that do not change the forward
+/// pass are ignored. bos_token_id and eos_token_id are -1 where null.
 ///
 /// Errors   std::invalid_argument "where: ...": not JSON, a duplicate or missing key, a value of
 ///          the wrong kind (named with what was expected and found), something unsupported, or a
@@ -217,10 +138,12 @@ inline ModelConfig config_from_json(std::string_view text, const std::string& wh
   const detail::ConfigReader json(root, where);
   ModelConfig c;
   if (!json.find("model_type")) json.fail("missing key 'model_type'");
-  c.model_type = json.choice<ModelType>(
-      "model_type",
-      {{"deepseek_v2", ModelType::deepseek_v2}, {"deepseek_v3", ModelType::deepseek_v3}}, "");
-  const bool v3 = c.model_type == ModelType::deepseek_v3;
+  c.model_type = json.choice<ModelType>("model_type",
+                                        {{"deepseek_v2", ModelType::deepseek_v2},
+                                         {"deepseek_v3", ModelType::deepseek_v3},
+                                         {"kimi_k2", ModelType::kimi_k2}},
+                                        "");
+  const bool v3 = c.model_type != ModelType::deepseek_v2;
   c.vocab_size = json.integer("vocab_size");
   c.hidden_size = json.integer("hidden_size");
   c.num_hidden_layers = json.integer("num_hidden_layers");
@@ -241,8 +164,8 @@ inline ModelConfig config_from_json(std::string_view text, const std::string& wh
   c.rms_norm_eps = json.real("rms_norm_eps", 1e-6);
   c.latent_norm_eps = json.real("latent_norm_eps", 1e-6);
   c.max_position_embeddings = json.integer("max_position_embeddings", v3 ? 4096 : 2048);
-  c.bos_token_id = json.integer("bos_token_id", json.has("bos_token_id") ? -1 : 0);
-  c.eos_token_id = json.integer("eos_token_id", json.has("eos_token_id") ? -1 : 1);
+  c.bos_token_id = detail::read_token(json, "bos_token_id", 0);
+  c.eos_token_id = detail::read_token(json, "eos_token_id", 1);
   c.mtp_hidden = json.choice<MtpHidden>(
       "mtp_hidden", {{"post_norm", MtpHidden::post_norm}, {"pre_norm", MtpHidden::pre_norm}},
       "post_norm");
@@ -268,13 +191,34 @@ inline ModelConfig load_config(const std::string& path) {
       "load_config: " + detail::in_quotes(path));
 }
 
+namespace detail {
+
+// Says in a config.json how the weights beside it are stored: FP8 ones beside BF16 ones, or all of
+// one type. The keys are those of transformers before and after its version 5.
+inline void set_storage(nlohmann::ordered_json& json, DType storage) {
+  const char* type = json.contains("dtype") ? "dtype" : "torch_dtype";
+  json[type] = storage == DType::f64 ? "float64" : storage == DType::f32 ? "float32" : "bfloat16";
+  if (storage == DType::f8_e4m3)
+    json["quantization_config"] = {{"activation_scheme", "dynamic"},
+                                   {"fmt", "e4m3"},
+                                   {"quant_method", "fp8"},
+                                   {"weight_block_size", {128, 128}}};
+  else
+    json.erase("quantization_config");
+}
+
+}  // namespace detail
+
 /// The text of a config.json that config_from_json reads as this configuration, and transformers
-/// as the same model.
-inline std::string config_to_json(const ModelConfig& c) {
-  const bool v3 = c.model_type == ModelType::deepseek_v3;
+/// as the same model. Where `storage` is given it says how the weights are stored: F8_E4M3 (with
+/// quantization_config), BF16, F32 or F64.
+inline std::string config_to_json(const ModelConfig& c, std::optional<DType> storage = {}) {
+  const bool v3 = c.model_type != ModelType::deepseek_v2;
   nlohmann::ordered_json json;
   json["architectures"] = {v3 ? "DeepseekV3ForCausalLM" : "DeepseekV2ForCausalLM"};
-  json["model_type"] = v3 ? "deepseek_v3" : "deepseek_v2";
+  json["model_type"] = c.model_type == ModelType::kimi_k2 ? "kimi_k2"
+                       : v3                               ? "deepseek_v3"
+                                                          : "deepseek_v2";
   json["vocab_size"] = c.vocab_size;
   json["hidden_size"] = c.hidden_size;
   json["intermediate_size"] = c.intermediate_size;
@@ -332,13 +276,15 @@ inline std::string config_to_json(const ModelConfig& c) {
   if (c.mtp_hidden != otherwise.mtp_hidden) json["mtp_hidden"] = "pre_norm";
   if (c.latent_norm_eps != otherwise.latent_norm_eps) json["latent_norm_eps"] = c.latent_norm_eps;
   if (c.group_score_top != otherwise.group_score_top) json["group_score_top"] = c.group_score_top;
+  if (storage) detail::set_storage(json, *storage);
   return json.dump(2) + "\n";
 }
 
-/// Writes config_to_json(config) through AtomicFile.
-inline void save_config(const std::string& path, const ModelConfig& config) {
+/// Writes config_to_json(config, storage) through AtomicFile.
+inline void save_config(const std::string& path, const ModelConfig& config,
+                        std::optional<DType> storage = {}) {
   AtomicFile file(path);
-  file.write(config_to_json(config));
+  file.write(config_to_json(config, storage));
   file.commit();
 }
 

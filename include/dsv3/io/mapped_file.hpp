@@ -7,6 +7,20 @@
 
 namespace dsv3 {
 
+namespace detail {
+
+// Tells the system what comes next for the pages of a mapping that hold these bytes. Advice only:
+// it may refuse.
+inline void advise(const std::byte* data, Index bytes, int advice) {
+  if (bytes <= 0) return;
+  const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto from = reinterpret_cast<std::uintptr_t>(data) / page * page;
+  const auto end = reinterpret_cast<std::uintptr_t>(data) + static_cast<std::uintptr_t>(bytes);
+  (void)::madvise(reinterpret_cast<void*>(from), end - from, advice);
+}
+
+}  // namespace detail
+
 /// A regular file mapped for reading. The bytes have the address data() as long as the object, or
 /// what it was moved to, lives. The file must not shrink meanwhile: the system ends a program that
 /// reads a page which is no longer there.

@@ -23,6 +23,11 @@ inline std::optional<Index> element_count(const std::vector<Index>& shape, Index
   return count;
 }
 
+template <class T, int R>
+std::vector<Index> shape_of(const View<T, R>& view) {
+  return std::vector<Index>(view.extents, view.extents + R);
+}
+
 inline std::string shape_text(const Index* extents, std::size_t rank) {
   std::string text = "[";
   for (std::size_t d = 0; d < rank; ++d) text += (d ? ", " : "") + std::to_string(extents[d]);

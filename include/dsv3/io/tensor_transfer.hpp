@@ -1,7 +1,7 @@
 // Tensors between files and a backend's memory, through a bounded buffer on the host.
 #pragma once
 
-#include <dsv3/core/quantized.hpp>
+#include <dsv3/io/checkpoint_names.hpp>
 #include <dsv3/io/safetensors_writer.hpp>
 
 namespace dsv3::detail {
@@ -28,34 +28,45 @@ void for_each_piece(const View<T, R>& view, Index first, Index n, auto&& f) {
   if (n > 0) f(view.data + first, Index{0}, n);
 }
 
-// FP8 weights of checkpoints have one scale for each block of so many rows and columns.
-inline constexpr Index scale_block = 128;
-
-// Multiplies elements [first, first + n) of a matrix, in row-major order, by the scales of their
-// blocks.
+// to[i] = code times scale for elements [first, first + n), in row-major order, of an FP8 matrix
+// with one scale for each block: rounded once, to T.
 template <class T>
-void apply_scales(const SafetensorsTensor& scales, Index columns, Index first, T* values, Index n) {
+void decode_scaled(const SafetensorsTensor& codes, const SafetensorsTensor& scales, Index first,
+                   T* to, Index n) {
+  using A = accum_t<T>;
+  const Index columns = codes.shape[1], across = scales.shape[1];
   for (Index i = 0; i < n;) {
     const Index row = (first + i) / columns, column = (first + i) % columns;
     const Index left = std::min(scale_block - column % scale_block, columns - column);
-    const Index end = std::min(i + left, n);
-    accum_t<T> scale;
-    scales.read(row / scale_block * scales.shape[1] + column / scale_block, &scale, 1);
-    for (; i < end; ++i) values[i] = T(accum_t<T>(values[i]) * scale);
+    const Index count = std::min(left, n - i);
+    float stored;
+    std::memcpy(&stored, scales.data + (row / scale_block * across + column / scale_block) * 4, 4);
+    const A scale = static_cast<A>(stored);
+    decode_elements<e4m3>(codes.data + first + i, to + i, count,
+                          [scale](e4m3 code) { return T(A(float(code)) * scale); });
+    i += count;
   }
 }
 
+// Elements [first, first + n) of a tensor as T, times its scales where it has some. Types and
+// shapes were checked before.
+template <class T>
+void read_scaled(const SafetensorsTensor& tensor, const SafetensorsTensor* scales, Index first,
+                 T* to, Index n) {
+  if (scales)
+    decode_scaled(tensor, *scales, first, to, n);
+  else
+    convert_elements(tensor.dtype, tensor.data + first * dtype_bytes(tensor.dtype), to, n);
+}
+
 // Converts a tensor into the view of the backend's memory, times its scales where it has some.
-// Types and shapes were checked before.
 template <class Backend, class T, int R>
 void read_to_backend(Backend& backend, const SafetensorsTensor& tensor, const View<T, R>& to,
                      const SafetensorsTensor* scales = nullptr) {
   std::vector<T> buffer(static_cast<std::size_t>(std::min(to.size(), transfer_elements)));
   for (Index first = 0; first < to.size(); first += transfer_elements) {
     const Index n = std::min(to.size() - first, transfer_elements);
-    tensor.read(first, buffer.data(), n);
-    if constexpr (R == 2)
-      if (scales) apply_scales(*scales, to.extent(1), first, buffer.data(), n);
+    read_scaled(tensor, scales, first, buffer.data(), n);
     for_each_piece(to, first, n, [&](T* piece, Index at, Index count) {
       copy_to_backend(backend, piece, buffer.data() + at, count * static_cast<Index>(sizeof(T)));
     });
@@ -67,25 +78,32 @@ void read_to_backend(Backend& backend, const SafetensorsTensor& tensor, const Vi
 template <class To, class Backend, class T, int R>
 auto fill_from_backend(Backend& backend, const View<T, R>& from) {
   return [&backend, from](std::byte* to, Index offset, Index bytes) {
+    using From = std::remove_const_t<T>;
     constexpr auto unit = static_cast<Index>(sizeof(To));
-    std::vector<std::remove_const_t<T>> buffer(
-        static_cast<std::size_t>(std::min(bytes / unit, transfer_elements)));
-    for (Index done = 0; done < bytes / unit; done += transfer_elements) {
-      const Index n = std::min(bytes / unit - done, transfer_elements);
-      for_each_piece(from, offset / unit + done, n, [&](const T* piece, Index at, Index count) {
-        copy_to_host(backend, buffer.data() + at, piece, count * static_cast<Index>(sizeof(T)));
+    const auto copy = [&](Index first, Index n, void* memory) {
+      for_each_piece(from, first, n, [&](const T* piece, Index at, Index count) {
+        constexpr auto width = static_cast<Index>(sizeof(T));
+        copy_to_host(backend, static_cast<std::byte*>(memory) + at * width, piece, count * width);
       });
-      for (Index i = 0; i < n; ++i) {
-        const To value = static_cast<To>(buffer[static_cast<std::size_t>(i)]);
-        std::memcpy(to + (done + i) * unit, &value, sizeof(To));
+    };
+    if constexpr (std::is_same_v<From, To>) {
+      copy(offset / unit, bytes / unit, to);
+    } else {
+      const Index most = std::min(bytes / unit, transfer_elements);
+      std::vector<From> buffer(static_cast<std::size_t>(most));
+      std::vector<To> converted(static_cast<std::size_t>(most));
+      for (Index done = 0; done < bytes / unit; done += most) {
+        const Index n = std::min(bytes / unit - done, most);
+        copy(offset / unit + done, n, buffer.data());
+        for (std::size_t i = 0; i < static_cast<std::size_t>(n); ++i)
+          if constexpr (std::is_same_v<From, double> && std::is_same_v<To, bf16>)
+            converted[i] = bf16_nearest(buffer[i]);
+          else
+            converted[i] = static_cast<To>(buffer[i]);
+        std::memcpy(to + done * unit, converted.data(), static_cast<std::size_t>(n * unit));
       }
     }
   };
-}
-
-template <class T, int R>
-std::vector<Index> shape_of(const View<T, R>& view) {
-  return std::vector<Index>(view.extents, view.extents + R);
 }
 
 }  // namespace dsv3::detail

@@ -92,6 +92,11 @@ class Model {
   /// refresh_operands().
   void for_each_tensor(auto&& f) const {
     dsv3::for_each_tensor<P>(f, masters_);
+    for_each_bias(f);
+  }
+
+  /// Calls f(checkpoint name, view [E]) for every gate's bias.
+  void for_each_bias(auto&& f) const {
     if (!config().has_bias()) return;
     Index moe_layer = 0;
     for (Index l = 0; l < config().num_hidden_layers + config().num_nextn_predict_layers; ++l)

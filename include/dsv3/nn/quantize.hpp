@@ -152,24 +152,45 @@ struct QuantizeColumnsBlock {
   }
 };
 
-// One block of group_rows x group_columns of a matrix of weights.
+// A block of group_rows x group_columns of a matrix of weights: where it lies.
+struct BlockPlace {
+  Index row, column, rows, columns;
+
+  template <class C>
+  DSV3_HD BlockPlace(const Quantized<C>& q, Index down, Index across)
+      : row(down * q.group_rows), column(across * q.group_columns) {
+    rows = q.extent(0) - row < q.group_rows ? q.extent(0) - row : q.group_rows;
+    columns = q.extent(1) - column < q.group_columns ? q.extent(1) - column : q.group_columns;
+  }
+};
+
+// The scale of one block.
+template <class M, class C>
+DSV3_HD auto block_scale(auto team, const View<const M, 2>& x, const Quantized<C>& q, Index down,
+                         Index across, const ScaleRule& rule) {
+  using A = accum_t<C>;
+  const BlockPlace at(q, down, across);
+  auto bits = magnitude_bits(A(0));
+  for (Index i = at.row; i < at.row + at.rows; ++i) {
+    const auto row =
+        team.max(at.columns, [&](Index j) { return magnitude_bits(A(x(i, at.column + j))); });
+    bits = row > bits ? row : bits;
+  }
+  return rule.template scale<C>(from_magnitude(bits));
+}
+
+// Codes and scale of one block.
 template <class M, class C>
 DSV3_HD void quantize_block(auto team, const View<const M, 2>& x, const Quantized<C>& q, Index down,
                             Index across, const ScaleRule& rule) {
   using A = accum_t<C>;
-  const Index i0 = down * q.group_rows, j0 = across * q.group_columns;
-  const Index rows = x.extent(0) - i0 < q.group_rows ? x.extent(0) - i0 : q.group_rows;
-  const Index columns = x.extent(1) - j0 < q.group_columns ? x.extent(1) - j0 : q.group_columns;
-  auto bits = magnitude_bits(A(0));
-  for (Index i = i0; i < i0 + rows; ++i) {
-    const auto row = team.max(columns, [&](Index j) { return magnitude_bits(A(x(i, j0 + j))); });
-    bits = row > bits ? row : bits;
-  }
-  const A scale = rule.template scale<C>(from_magnitude(bits));
+  const BlockPlace at(q, down, across);
+  const A scale = block_scale(team, x, q, down, across, rule);
   team.once([&] { q.scales(down, across) = scale; });
-  for (Index i = i0; i < i0 + rows; ++i)
-    team.each(columns,
-              [&](Index j) { q.codes(i, j0 + j) = encode_scaled<C>(A(x(i, j0 + j)), scale); });
+  for (Index i = at.row; i < at.row + at.rows; ++i)
+    team.each(at.columns, [&](Index j) {
+      q.codes(i, at.column + j) = encode_scaled<C>(A(x(i, at.column + j)), scale);
+    });
 }
 
 template <class M, class C>

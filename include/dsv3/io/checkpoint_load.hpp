@@ -1,0 +1,98 @@
+// Weights of a model from checkpoints in the published format.
+#pragma once
+
+#include <dsv3/core/precision.hpp>
+#include <dsv3/io/checkpoint_check.hpp>
+#include <dsv3/io/checkpoint_fill.hpp>
+
+namespace dsv3 {
+
+namespace detail {
+
+// Puts the codes and scales of an FP8 weight, as they are, into an operand of such codes.
+template <class P, class Backend, class C>
+void load_codes(Backend& backend, const SafetensorsTensor& tensor, const SafetensorsTensor& scales,
+                const Quantized<C>& operand) {
+  const View<float, 2> dense(operand.scales.data,
+                             {operand.scales.extents[0], operand.scales.extents[1]});
+  if constexpr (FillsInPlace<Backend>)
+    copy_in_place(backend, tensor, operand.codes.data);
+  else
+    read_to_backend(backend, tensor, operand.codes);
+  read_to_backend(backend, scales, dense);
+}
+
+// One tensor after the other through a buffer, then all operands from their masters, but for those
+// whose codes are in the file.
+template <class Model>
+void load_through_buffer(Model& model, const CheckpointFiles& files) {
+  using P = typename Model::Precision;
+  model.for_each_tensor([&](std::string_view name, auto view) {
+    const SafetensorsTensor& tensor = *files.find(name);
+    read_to_backend(model.backend(), tensor, view, scales_of(files, name));
+    advise(tensor.data, tensor.bytes, MADV_DONTNEED);
+  });
+  model.refresh_operands();
+  if constexpr (holds_checkpoint_codes<P>())
+    for_each_tensor<P>(
+        [&](const std::string& name, const auto& operand) {
+          if constexpr (requires { operand.codes; })
+            if (const SafetensorsTensor& tensor = *files.find(name); tensor.dtype == DType::f8_e4m3)
+              load_codes<P>(model.backend(), tensor, *scales_of(files, name), operand);
+        },
+        model.writable_operands());
+}
+
+// In one pass over the files: each tensor becomes its master and its operand.
+template <class Model>
+void load_in_place(Model& model, const CheckpointFiles& files) {
+  using P = typename Model::Precision;
+  auto& backend = model.backend();
+  for_each_tensor<P>(
+      [&](const std::string& name, const auto& master, const auto& operand) {
+        const SafetensorsTensor& tensor = *files.find(name);
+        const SafetensorsTensor* scales = scales_of(files, name);
+        advise(tensor.data, tensor.bytes, MADV_WILLNEED);
+        if constexpr (requires { operand.codes; }) {
+          fill_in_place(backend, tensor, scales, master, decltype(master.cols(0, 0)){});
+          if (holds_checkpoint_codes<P>() && tensor.dtype == DType::f8_e4m3)
+            load_codes<P>(backend, tensor, *scales, operand);
+          else
+            quantize_weights(backend, as_const(master), operand, Projection<P>::rule(Route::dense));
+        } else {
+          fill_in_place(backend, tensor, scales, master, operand);
+        }
+        advise(tensor.data, tensor.bytes, MADV_DONTNEED);
+      },
+      model.masters(), model.writable_operands());
+  model.for_each_bias([&](const std::string& name, const auto& bias) {
+    read_to_backend(backend, *files.find(name), bias);
+  });
+}
+
+}  // namespace detail
+
+/// Fills a model's weights from a checkpoint: a safetensors file, or a folder with one or with
+/// shards and an index (and a config.json, whose sizes must then be the model's). Everything is
+/// checked before the first weight changes. A model without MTP skips MTP's tensors; MTP's copies
+/// of the embedding and the head must equal the main ones; rotary_emb.inv_freq is ignored.
+///
+/// Types    F64, F32, F16 and BF16, converted to the masters' type. F8_E4M3 with F32 scales of
+///          blocks of 128 x 128 in NAME_scale_inv: a master is code times scale. In an FP8 policy
+///          with such blocks the projections multiply the file's own codes and scales until the
+///          next refresh_operands().
+/// Errors   std::invalid_argument "load_weights: 'path': ...": a missing tensor, a wrong shape, an
+///          unknown tensor, an FP8 weight without its scales, scales without their weight; what
+///          CheckpointFiles and load_config throw. The model is unchanged.
+/// Source   spec 9.1 to 9.3.
+template <class Model>
+void load_weights(Model& model, const std::string& path) {
+  const CheckpointFiles files(path);
+  detail::check_weights(model, files);
+  if constexpr (detail::FillsInPlace<std::remove_cvref_t<decltype(model.backend())>>)
+    detail::load_in_place(model, files);
+  else
+    detail::load_through_buffer(model, files);
+}
+
+}  // namespace dsv3
