@@ -156,6 +156,8 @@ inline void read_pre_tokenizer(const TokenizerPart& part, std::vector<std::strin
     expressions.push_back(part.flag("individual_digits", false) ? "\\p{N}" : "\\p{N}+");
   } else if (type == "ByteLevel") {
     part.only_keys({"type", "add_prefix_space", "trim_offsets", "use_regex"});
+    if (!part.find("add_prefix_space"))
+      part.fail(".add_prefix_space must be given: true, its default, is unsupported");
     if (part.flag("add_prefix_space", true)) part.unsupported("add_prefix_space");
     part.flag("trim_offsets", true);   // of places in the text, which encode() does not give
     if (part.flag("use_regex", true))  // Radford et al. 2019 (GPT-2), encoder.py
