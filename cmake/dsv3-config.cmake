@@ -1,4 +1,5 @@
-# find_package(dsv3): the targets dsv3::dsv3, and dsv3::native for programs that run where they are
-# compiled.
+# find_package(dsv3): the targets dsv3::dsv3, dsv3::native for programs that run where they are
+# compiled, and dsv3::tokenizer where PCRE2 is installed.
 include("${CMAKE_CURRENT_LIST_DIR}/dsv3-dependencies.cmake")
 include("${CMAKE_CURRENT_LIST_DIR}/dsv3-targets.cmake")
+dsv3_add_tokenizer_target()

@@ -15,3 +15,16 @@ if(NOT TARGET Eigen3::Eigen)
   set_target_properties(Eigen3::Eigen PROPERTIES
     INTERFACE_INCLUDE_DIRECTORIES "${DSV3_EIGEN_INCLUDE_DIR}")
 endif()
+
+# dsv3::tokenizer adds what io/tokenizer.hpp needs: PCRE2 for 8-bit text. Where it is not installed,
+# the target is missing, and everything else is as before.
+function(dsv3_add_tokenizer_target)
+  find_path(DSV3_PCRE2_INCLUDE_DIR pcre2.h)
+  find_library(DSV3_PCRE2_LIBRARY pcre2-8)
+  if(DSV3_PCRE2_INCLUDE_DIR AND DSV3_PCRE2_LIBRARY AND NOT TARGET dsv3::tokenizer)
+    add_library(dsv3::tokenizer INTERFACE IMPORTED GLOBAL)
+    set_target_properties(dsv3::tokenizer PROPERTIES
+      INTERFACE_INCLUDE_DIRECTORIES "${DSV3_PCRE2_INCLUDE_DIR}"
+      INTERFACE_LINK_LIBRARIES "dsv3::dsv3;${DSV3_PCRE2_LIBRARY}")
+  endif()
+endfunction()

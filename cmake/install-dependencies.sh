@@ -15,6 +15,7 @@ needs=(
   "ninja-build command ninja"
   "libeigen3-dev header eigen3/Eigen/Core"
   "nlohmann-json3-dev header nlohmann/json.hpp"
+  "libpcre2-dev header pcre2.h"
   "libcli11-dev header CLI/CLI.hpp"
 )
 tests=(

@@ -9,6 +9,7 @@
 #include "golden_check/adamw_case.hpp"
 #include "golden_check/fp8_linears.hpp"
 #include "golden_check/model_case.hpp"
+#include "golden_check/tokenizer_case.hpp"
 
 namespace {
 
@@ -64,6 +65,8 @@ void check(const std::string& path, Backend& backend, golden::Counts& counts) {
     golden::check_trajectory<P>(path, backend, counts);
   else if (kind == "adamw")
     golden::check_adamw<P>(path, backend, counts);
+  else if (kind == "tokenizer")
+    golden::check_tokenizer(path, counts);
   else
     throw Unusable(path + ": golden data of kind \"" + kind +
                    "\" is not supported by this version");

@@ -26,9 +26,36 @@ struct JsonHandler {
   bool binary(Json::binary_t&) const { fail("binary"); }  // never called for text
 };
 
+// nlohmann keeps the text of a string or number twice, so its length is bounded.
+inline constexpr std::size_t most_json_string = std::size_t{1} << 24, most_json_number = 4096;
+
+// Throws where a string, or what is none and has neither punctuation nor blanks, is longer.
+template <class Handler>
+void check_json_lengths(std::string_view text, const Handler& handler) {
+  bool in_string = false;
+  std::size_t begin = 0, most = most_json_number;
+  for (std::size_t at = 0; at < text.size(); ++at) {
+    const char c = text[at];
+    if (c == '"') {
+      in_string = !in_string;
+      most = in_string ? most_json_string : most_json_number;
+      begin = at + 1;
+    } else if (!in_string && std::string_view(",:[]{} \t\r\n").find(c) != std::string_view::npos) {
+      begin = at + 1;
+    } else {
+      if (at - begin >= most)
+        handler.fail((in_string ? "string at byte " : "number at byte ") +
+                     std::to_string(begin + 1) + " must have at most " + std::to_string(most) +
+                     " bytes");
+      if (in_string && c == '\\') ++at;
+    }
+  }
+}
+
 // Sends the text's parts to the handler, which throws what it does not like.
 template <class Handler>
 void parse_json(std::string_view text, Handler& handler) {
+  check_json_lengths(text, handler);
   // nlohmann would take a zero byte for the end.
   const auto zero = text.find('\0');
   if (zero != std::string_view::npos)
@@ -36,10 +63,12 @@ void parse_json(std::string_view text, Handler& handler) {
   Json::sax_parse(text.begin(), text.end(), &handler);
 }
 
-// Builds a tree, without duplicate keys and deep nesting.
+// Builds a tree, without duplicate keys and deep nesting. A value costs up to 200 bytes, however
+// short its text is, so that they are counted.
 class JsonTree : public JsonHandler {
  public:
-  explicit JsonTree(std::string place) : JsonHandler{std::move(place)} {}
+  JsonTree(std::string place, std::size_t most_values)
+      : JsonHandler{std::move(place)}, most_values_(most_values) {}
 
   Json root;
 
@@ -61,6 +90,7 @@ class JsonTree : public JsonHandler {
 
  private:
   Json* add(Json value) {
+    if (++values_ > most_values_) fail("values must be at most " + std::to_string(most_values_));
     if (open_.empty()) {
       root = std::move(value);
       return &root;
@@ -84,13 +114,14 @@ class JsonTree : public JsonHandler {
     return true;
   }
 
+  std::size_t most_values_, values_ = 0;
   std::vector<Json*> open_;
   std::string key_;
 };
 
 // The text as a tree. Errors: std::invalid_argument "where: ...".
 inline Json parse_json(std::string_view text, const std::string& where) {
-  JsonTree tree(where);
+  JsonTree tree(where, 200'000 + text.size() / 100);
   parse_json(text, tree);
   return std::move(tree.root);
 }
