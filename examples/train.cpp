@@ -2,6 +2,7 @@
 #include <sys/resource.h>
 
 #include <csignal>
+#include <dsv3/io/byte_tokenizer.hpp>
 #include <dsv3/io/checkpoint.hpp>
 #include <dsv3/io/training_state.hpp>
 #include <dsv3/model.hpp>
@@ -12,11 +13,13 @@
 #include "entropy.hpp"
 #include "options.hpp"
 #include "report.hpp"
+#include "sample.hpp"
 #include "text.hpp"
 
 namespace {
 
 using namespace example;
+using dsv3::View;
 
 volatile std::sig_atomic_t stop_signal = 0;
 
@@ -155,6 +158,39 @@ Facts facts_of(const Options& o, const dsv3::TextData& data, const Entropies& e,
   return f;
 }
 
+// Lets the trained model continue the beginning of a held-out row, with and without speculation,
+// and says how fast.
+template <class Model>
+void generate_sample(const Options& o, Model& model, View<const std::int32_t, 1> row,
+                     Facts& facts) {
+  const Index prompt_size = std::min<Index>(64, row.extent(0)), count = 256;
+  const std::vector<std::int32_t> prompt(row.data, row.data + prompt_size);
+  sample(model, prompt, 16, o.mtp);  // the first passes touch new memory
+  const Sample plain = sample(model, prompt, count, 0);
+  const bool bytes = o.format == "bytes";
+  std::printf("A held-out text, and how the model goes on, greedily:\n\n%s[...]%s\n\n",
+              readable(prompt, bytes).c_str(), readable(plain.tokens, bytes).c_str());
+  facts.table("Generation");
+  facts.add("tokens", grouped(count) + " behind " + grouped(prompt_size));
+  const std::string speed = decimal(plain.tokens_per_second(), 0) + " tokens/s";
+  facts.add("one token a pass", speed);
+  std::printf("one token a pass        %s\n", speed.c_str());
+  if (o.mtp > 0) {
+    const Sample drafted = sample(model, prompt, count, o.mtp);
+    if (drafted.tokens != plain.tokens)
+      throw std::runtime_error("speculation changed the text: please report this");
+    const std::string with = decimal(drafted.tokens_per_second(), 0) + " tokens/s, " +
+                             decimal(drafted.tokens_per_second() / plain.tokens_per_second(), 2) +
+                             " times as many; " + decimal(drafted.tokens_per_pass, 2) +
+                             " tokens a pass";
+    facts.add("with drafts of MTP", with);
+    facts.add("drafts that stood", shares(drafted.stood));
+    std::printf("with drafts of MTP      %s\ndrafts that stood       %s; the text is the same\n",
+                with.c_str(), shares(drafted.stood).c_str());
+  }
+  std::printf("\n");
+}
+
 // Bytes of what training keeps in memory.
 struct Memory {
   Index weights, optimizer, step;
@@ -175,9 +211,19 @@ Memory planned_memory(const Options& o, const dsv3::ModelConfig& c) {
               dsv3::Cpu::workspace_bytes(threads)};
 }
 
+// The checkpoint, with a tokenizer.json where tokens are bytes.
+template <class Model>
+void save_model(const Options& o, Model& model, const Files& files) {
+  dsv3::SaveOptions options;
+  options.dtype = dsv3::DType::f32;
+  options.repeat_shared = false;
+  if (o.format == "bytes" && o.vocab_size >= dsv3::ByteVocabulary::size)
+    options.texts["tokenizer.json"] = dsv3::byte_tokenizer_json();
+  dsv3::save_checkpoint(model, files.checkpoint(), options);
+}
+
 template <class P>
 int train(const Options& o, const dsv3::TextData& data, const Files& files) {
-  using dsv3::View;
   const dsv3::ModelConfig config = model_config(o);
   const Memory memory = planned_memory<P>(o, config);
   check_memory(memory.total());
@@ -320,13 +366,17 @@ int train(const Options& o, const dsv3::TextData& data, const Files& files) {
 
   const bool finished = trainer.progress().step == o.steps;
   dsv3::save_training_state(trainer, files.state());
+  if (finished) {
+    std::printf("\n");
+    generate_sample(o, model, dsv3::as_const(held_out_rows)[0], facts);
+  }
   report();
   if (!finished) {
     std::printf("\nStopped after step %td of %td. To continue, run again with --resume --out %s\n",
                 trainer.progress().step, o.steps, files.folder.c_str());
     return 128 + stop_signal;
   }
-  dsv3::save_weights(model, files.checkpoint());
+  save_model(o, model, files);
   write_run(files, o, true);
   std::printf("\nheld-out loss    %s\nbigram entropy   %s\nunigram entropy  %s\n",
               both_units(entropies, *held_out).c_str(),

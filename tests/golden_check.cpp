@@ -8,6 +8,7 @@
 
 #include "golden_check/adamw_case.hpp"
 #include "golden_check/fp8_linears.hpp"
+#include "golden_check/generation_case.hpp"
 #include "golden_check/model_case.hpp"
 #include "golden_check/tokenizer_case.hpp"
 
@@ -57,7 +58,8 @@ template <class P, class Backend>
 void check(const std::string& path, Backend& backend, golden::Counts& counts) {
   const std::string kind = kind_of(path);
   constexpr bool narrow = std::is_same_v<P, dsv3::Bf16>;
-  if (kind == "fp8" || (narrow && (kind == "trajectory" || kind == "adamw")))
+  if (kind == "fp8" ||
+      (narrow && (kind == "trajectory" || kind == "adamw" || kind == "generation")))
     skip(path, kind, counts);
   else if (kind == "model case" || kind == "checkpoint")
     golden::check_model_case<P>(path, backend, counts);
@@ -68,8 +70,7 @@ void check(const std::string& path, Backend& backend, golden::Counts& counts) {
   else if (kind == "tokenizer")
     golden::check_tokenizer(path, counts);
   else
-    throw Unusable(path + ": golden data of kind \"" + kind +
-                   "\" is not supported by this version");
+    golden::check_generation(path, P::name, backend, counts);
 }
 
 // FP8 linears, and nothing else: what a model without them would be judged by is skipped.

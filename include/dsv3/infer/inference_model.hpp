@@ -61,14 +61,7 @@ class InferenceModel {
   }
 
   /// Calls f(checkpoint name, view [E]) for every gate's bias.
-  void for_each_bias(auto&& f) const {
-    if (!config_.has_bias()) return;
-    const Index layers = config_.num_hidden_layers + config_.num_nextn_predict_layers;
-    for (Index l = 0; l < layers; ++l)
-      if (config_.is_moe(l))
-        f("model.layers." + std::to_string(l) + ".mlp.gate.e_score_correction_bias",
-          bias_[config_.moe_layers_before(l)]);
-  }
+  void for_each_bias(auto&& f) const { for_each_gate_bias(config_, bias_, f); }
 
  private:
   static const ModelConfig& checked(const ModelConfig& config) {

@@ -16,13 +16,14 @@ struct FillChunk {
   const SafetensorsTensor* scales;  // or null
   View<M, 1> master;
   View<W, 1> operand;  // or empty
+  Index base = 0;      // of the tensor's elements, where the master's begin
 
   void operator()(auto team, Index chunk) const {
     const Index end = std::min(master.extent(0), (chunk + 1) * size);
     for (Index first = chunk * size; first < end; first += piece) {
       const Index n = std::min(piece, end - first);
       M* const to = master.data + first;
-      read_scaled(*tensor, scales, first, to, n);
+      read_scaled(*tensor, scales, base + first, to, n);
       if (operand.data) {
         W* const copy = operand.data + first;
         team.each(n, [=](Index i) { copy[i] = W(to[i]); });
@@ -61,8 +62,8 @@ void copy_in_place(Backend& backend, const SafetensorsTensor& tensor, void* to) 
 template <class Backend, class M, int R, class W>
 void fill_in_place(Backend& backend, const SafetensorsTensor& tensor,
                    const SafetensorsTensor* scales, const View<M, R>& master,
-                   const View<W, R>& operand) {
-  const FillChunk<M, W> body{&tensor, scales, master.flat(), operand.flat()};
+                   const View<W, R>& operand, Index base = 0) {
+  const FillChunk<M, W> body{&tensor, scales, master.flat(), operand.flat(), base};
   for_each_row(backend, groups_of(master.size(), body.size), body);
 }
 

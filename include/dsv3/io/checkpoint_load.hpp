@@ -2,6 +2,7 @@
 #pragma once
 
 #include <dsv3/core/precision.hpp>
+#include <dsv3/infer/inference_model.hpp>
 #include <dsv3/io/checkpoint_check.hpp>
 #include <dsv3/io/checkpoint_fill.hpp>
 
@@ -70,6 +71,46 @@ void load_in_place(Model& model, const CheckpointFiles& files) {
   });
 }
 
+// A tensor into a weight that has no master.
+template <class P, class Backend, class W, int R>
+void load_operand(Backend& backend, const SafetensorsTensor& tensor,
+                  const SafetensorsTensor* scales, const View<W, R>& operand) {
+  if constexpr (FillsInPlace<Backend>)
+    fill_in_place(backend, tensor, scales, operand, View<W, R>());
+  else
+    read_to_backend(backend, tensor, operand, scales);
+}
+
+// The same for codes: the file's own, or those of its values, a band of rows at a time.
+template <class P, class Backend, class C>
+void load_operand(Backend& backend, const SafetensorsTensor& tensor,
+                  const SafetensorsTensor* scales, const QuantizedWeight<C>& operand) {
+  if (holds_checkpoint_codes<P>() && tensor.dtype == DType::f8_e4m3) {
+    load_codes<P>(backend, tensor, *scales, operand);
+    return;
+  }
+  using M = typename P::master;
+  constexpr Index elements = Index{1} << 22;
+  const Index rows = operand.extent(0), columns = operand.extent(1), group = operand.group_rows;
+  const Index groups = std::max<Index>(1, elements / std::max<Index>(1, group * columns));
+  const Index most = std::min(rows, groups * group);
+  Buffer<Backend> memory(backend, Arena::bytes<M>(most * columns));
+  for (Index first = 0; first < rows; first += most) {
+    const Index count = std::min(most, rows - first);
+    const View<M, 2> band(static_cast<M*>(memory.data()), {count, columns});
+    if constexpr (FillsInPlace<Backend>) {
+      fill_in_place(backend, tensor, scales, band, View<M, 2>(), first * columns);
+    } else {
+      std::vector<M> values(static_cast<std::size_t>(band.size()));
+      read_scaled(tensor, scales, first * columns, values.data(), band.size());
+      copy_to_backend(backend, band.data, values.data(), band.size() * Index{sizeof(M)});
+    }
+    quantize_weights(backend, as_const(band), operand.rows(first, count),
+                     Projection<P>::rule(Route::dense));
+    synchronize(backend);
+  }
+}
+
 }  // namespace detail
 
 /// Fills a model's weights from a checkpoint: a safetensors file, or a folder with one or with
@@ -93,6 +134,27 @@ void load_weights(Model& model, const std::string& path) {
     detail::load_in_place(model, files);
   else
     detail::load_through_buffer(model, files);
+}
+
+/// The same for a model without masters: each weight becomes an operand at once, so that beside the
+/// model there is no more than a few MiB. Codes of a file stay as they are where the policy
+/// multiplies such codes.
+template <class P, class Backend, const ModelConfig& c>
+void load_weights(InferenceModel<P, Backend, c>& model, const std::string& path) {
+  const CheckpointFiles files(path);
+  detail::check_weights(model, files);
+  auto& backend = model.backend();
+  for_each_tensor<P>(
+      [&](const std::string& name, const auto& operand) {
+        const SafetensorsTensor& tensor = *files.find(name);
+        detail::advise(tensor.data, tensor.bytes, MADV_WILLNEED);
+        detail::load_operand<P>(backend, tensor, detail::scales_of(files, name), operand);
+        detail::advise(tensor.data, tensor.bytes, MADV_DONTNEED);
+      },
+      model.writable_operands());
+  model.for_each_bias([&](const std::string& name, const auto& bias) {
+    detail::read_to_backend(backend, *files.find(name), bias);
+  });
 }
 
 }  // namespace dsv3

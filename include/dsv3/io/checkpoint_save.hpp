@@ -18,7 +18,8 @@ struct SaveOptions {
   IfExists if_exists = IfExists::replace;
   std::map<std::string, std::string> metadata = {};  ///< of each file, beside "format"
   std::string companions = "";  ///< a folder whose tokenizer and like files are copied; "": none
-  bool repeat_shared = true;    ///< MTP's copies of the embedding and the head, as releases have
+  std::map<std::string, std::string> texts = {};  ///< further files: name and content
+  bool repeat_shared = true;  ///< MTP's copies of the embedding and the head, as releases have
 };
 
 namespace detail {
@@ -109,6 +110,11 @@ void save_checkpoint(Model& model, const std::string& folder, const SaveOptions&
   AtomicFolder target(folder, options.if_exists);
   save_config(target.file("config.json"), model.config(), dtype);
   if (!options.companions.empty()) copy_companions(options.companions, target);
+  for (const auto& [name, content] : options.texts) {
+    AtomicFile file(target.file(name));
+    file.write(content);
+    file.commit();
+  }
   detail::save_shards(target, std::move(entries), options.shard_bytes, options.metadata);
   target.commit();
 }

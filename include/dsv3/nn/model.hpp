@@ -96,14 +96,7 @@ class Model {
   }
 
   /// Calls f(checkpoint name, view [E]) for every gate's bias.
-  void for_each_bias(auto&& f) const {
-    if (!config().has_bias()) return;
-    Index moe_layer = 0;
-    for (Index l = 0; l < config().num_hidden_layers + config().num_nextn_predict_layers; ++l)
-      if (config().is_moe(l))
-        f("model.layers." + std::to_string(l) + ".mlp.gate.e_score_correction_bias",
-          bias_[moe_layer++]);
-  }
+  void for_each_bias(auto&& f) const { for_each_gate_bias(config(), bias_, f); }
 
   /// Bytes of one set of tensors of U, as the model lays them out.
   template <class U>

@@ -14,11 +14,11 @@ namespace dsv3 {
 ///
 /// Shapes   T tokens, S sequences. All in the backend's memory.
 struct Sequences {
-  View<const std::int32_t, 1> position;            // [T] the angle of RoPE is position * frequency
-  View<const std::int32_t, 1> begin;               // [T] first token of t's sequence
-  View<const std::int32_t, 1> end;                 // [T] one past the last token of t's sequence
-  View<const std::int32_t, 1> first;               // [S + 1] first token of each sequence, then T
-  View<const std::int32_t, 1> sequence;            // [T] the sequence of t
+  View<const std::int32_t, 1> position;  // [T] the angle of RoPE is position * frequency
+  View<const std::int32_t, 1> begin;     // [T] first token of t's sequence
+  View<const std::int32_t, 1> end;       // [T] one past the last token of t's sequence
+  View<const std::int32_t, 1> first;     // [S + 1] first token of each sequence, then T
+  View<const std::int32_t, 1> sequence;  // [T] the sequence of t
   View<const std::int32_t, 1> first_key = {}, own_key = {};  // [T]; or empty: begin[t] and t
 
   constexpr Index tokens() const { return position.extent(0); }

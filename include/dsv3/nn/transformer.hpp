@@ -51,6 +51,17 @@ void for_each_tensor(auto&& f, auto&... t) {
     Mtp<P>::for_each_tensor(named(count.first + k), t.mtp[k]...);
 }
 
+/// Calls f(checkpoint name, view [E]) for the bias of every gate that has one, of bias [MoE layers,
+/// E].
+template <class A>
+void for_each_gate_bias(const ModelConfig& c, const View<A, 2>& bias, auto&& f) {
+  if (!c.has_bias()) return;
+  for (Index l = 0; l < c.num_hidden_layers + c.num_nextn_predict_layers; ++l)
+    if (c.is_moe(l))
+      f("model.layers." + std::to_string(l) + ".mlp.gate.e_score_correction_bias",
+        bias[c.moe_layers_before(l)]);
+}
+
 /// What a pass keeps of each block until backward.
 enum class Keep {
   nothing,  ///< no backward follows
