@@ -71,7 +71,8 @@ class Cpu : public HostMemory {
 /// Primitive. Calls body(team, row) for every row in [0, rows), in any order.
 template <class Body>
 void for_each_row(Cpu& cpu, Index rows, Body body) {
-  const Index chunk = std::max<Index>(1, rows / (Index{8} * cpu.threads()));
+  // A few rows are done sooner than another thread has come.
+  const Index chunk = rows <= 8 ? 8 : std::max<Index>(1, rows / (Index{8} * cpu.threads()));
   cpu.parallel(rows, chunk, [&](Index first, Index last, int) {
     for (Index row = first; row < last; ++row) body(SerialTeam{}, row);
   });

@@ -56,7 +56,8 @@ void multiply_codes(const Operand<Code>& b, Index j, Index columns, Index k, Ind
     __m512 sum[Rows][2];
     for (int r = 0; r < Rows; ++r) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
     Index at = first;
-    for (; at + line <= end; at += line)
+    for (; at + line <= end; at += line) {
+      __m512i block[2][16];
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
         const std::byte* from[16];
@@ -64,20 +65,25 @@ void multiply_codes(const Operand<Code>& b, Index j, Index columns, Index k, Ind
           from[c] = reinterpret_cast<const std::byte*>(column[16 * half + c] + at);
           stream.ask(from[c], at / line);
         }
-        __m512i block[16];
-        transpose_block<true>(from, 0, block);
-#pragma GCC unroll 16
-        for (int w = 0; w < 16; ++w) {
-          __m512i pair[2];
-          decode_words<Code>(block[w], pair[0], pair[1]);
-#pragma GCC unroll 2
-          for (int step = 0; step < 2; ++step)
-#pragma GCC unroll 8
-            for (int r = 0; r < Rows; ++r)
-              sum[r][half] = Bf16Kernel::multiply_add(
-                  Bf16Kernel::broadcast(left[r] + at + 4 * w + 2 * step), pair[step], sum[r][half]);
-        }
+        transpose_block<true>(from, 0, block[half]);
       }
+      // Both halves in turn: each sum waits for its last addition.
+#pragma GCC unroll 16
+      for (int w = 0; w < 16; ++w) {
+        __m512i pair[2][2];
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; ++half)
+          decode_words<Code>(block[half][w], pair[half][0], pair[half][1]);
+#pragma GCC unroll 2
+        for (int step = 0; step < 2; ++step)
+#pragma GCC unroll 8
+          for (int r = 0; r < Rows; ++r) {
+            const __m512i x = Bf16Kernel::broadcast(left[r] + at + 4 * w + 2 * step);
+            sum[r][0] = Bf16Kernel::multiply_add(x, pair[0][step], sum[r][0]);
+            sum[r][1] = Bf16Kernel::multiply_add(x, pair[1][step], sum[r][1]);
+          }
+      }
+    }
     for (; at < end; at += line) {
       const Index n = (end - at) / 4;
       for (int half = 0; half < 2; ++half) {
@@ -128,7 +134,8 @@ void multiply_words(const Operand<typename Kernel::Packed>& b, Index j, Index co
   typename S::Vector sum[Rows][2];
   for (int r = 0; r < Rows; ++r) sum[r][0] = sum[r][1] = S::zero();
   Index s = 0;
-  for (; s + line <= whole; s += line)
+  for (; s + line <= whole; s += line) {
+    __m512i block[2][16];
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
       const std::byte* from[16];
@@ -136,17 +143,20 @@ void multiply_words(const Operand<typename Kernel::Packed>& b, Index j, Index co
         from[c] = column[16 * half + c] + 4 * s;
         stream.ask(from[c], s / line);
       }
-      __m512i block[16];
-      transpose_block(from, 0, block);
+      transpose_block(from, 0, block[half]);
+    }
+    // Both halves in turn: each sum waits for its last addition.
 #pragma GCC unroll 16
-      for (int w = 0; w < 16; ++w) {
-        const auto panel = Kernel::panel_of(block[w]);
+    for (int w = 0; w < 16; ++w) {
+      const auto b0 = Kernel::panel_of(block[0][w]), b1 = Kernel::panel_of(block[1][w]);
 #pragma GCC unroll 8
-        for (int r = 0; r < Rows; ++r)
-          sum[r][half] = Kernel::multiply_add(Kernel::broadcast(left[r] + (s + w) * step), panel,
-                                              sum[r][half]);
+      for (int r = 0; r < Rows; ++r) {
+        const auto x = Kernel::broadcast(left[r] + (s + w) * step);
+        sum[r][0] = Kernel::multiply_add(x, b0, sum[r][0]);
+        sum[r][1] = Kernel::multiply_add(x, b1, sum[r][1]);
       }
     }
+  }
   alignas(64) std::uint32_t words[line][width];
   const auto multiply = [&](Index first, Index n) {
     for (Index w = 0; w < n; ++w) {

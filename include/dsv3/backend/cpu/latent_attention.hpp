@@ -60,6 +60,17 @@ struct LatentAttentionOf {
   Index latent() const { return pages.latent.extent(1); }
   Index rope() const { return pages.rope.extent(1); }
 
+  // Keys [j, j + n) of a part as rows of A, `stride` apart. Slots of one block follow one another.
+  void load_keys(Index part, Index j, Index n, A* rows, Index stride) const {
+    for (const Index end = j + n; j < end;) {
+      const Index left = table.block_size - j % table.block_size, count = std::min(left, end - j);
+      const Index slot = table.slot(part, j);
+      for (Index i = 0; i < count; ++i, rows += stride) load(slot + i, rows);
+      j += count;
+    }
+  }
+
+ private:
   // The latent of a slot and its rotated key as one row of A.
   void load(Index slot, A* row) const {
     const Index r = latent(), d = rope();
@@ -99,7 +110,7 @@ void latent_attention_split(const LatentAttentionOf<T, C>& in, Index t0, Index t
   const Index end = std::min((split + 1) * Tiles::split, last + 1);
   for (Index j0 = split * Tiles::split; j0 < end; j0 += Tiles::keys) {
     const Index keys = std::min(Tiles::keys, end - j0), columns = padded<A>(keys);
-    for (Index j = 0; j < keys; ++j) in.load(in.table.slot(part, j0 + j), m.tile + j * stride);
+    in.load_keys(part, j0, keys, m.tile, stride);
     const Operand<A> along{m.tile, stride, true}, across{m.tile, stride, false};
     for (Index s = 0; s < keys; s += panel)
       pack_right<FmaKernel<A>>(along, s, std::min(panel, keys - s), 0, width, m.keys + s * width);
