@@ -87,8 +87,8 @@ refuses 1 'No such file' "$bin/generate" nowhere --prompt x
 refuses 2 'must be below --context' "$bin/perplexity" $model text --context 16 --stride 16
 refuses 1 'No such file' "$bin/perplexity" $model nowhere
 refuses 2 "'tuned' exists" "$bin/finetune" $model text tuned
-head -c 100 text > short
-refuses 2 'must fill at least one row' "$bin/finetune" $model short new --seq 48
+head -c 40 text > short
+refuses 2 'must be at least those of 2 rows' "$bin/finetune" $model short new --seq 48
 [ ! -e new ] || fail "a refused finetune must write nothing"
 
 [ $failures = 0 ] && echo "checkpoint programs: passed"
