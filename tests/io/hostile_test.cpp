@@ -56,7 +56,8 @@ TEST_CASE("Malformed safetensors files are refused, each with its message") {
   const std::uint64_t three = 3, most = 100'000'001;
   std::memcpy(beyond.data(), &three, 8);
   std::memcpy(limit.data(), &most, 8);
-  std::string deep(100'000, '['), dimensions = "[1";
+  std::string deep(100'000, '['), dimensions = "[1", entries = "\"k\":\"\"";
+  for (int i = 0; i < 100'000; ++i) entries += ",\"" + std::to_string(i) + "\":\"\"";
   for (int i = 0; i < 32; ++i) dimensions += ",1";
 
   const std::vector<Bad> table = {
@@ -105,6 +106,8 @@ TEST_CASE("Malformed safetensors files are refused, each with its message") {
       {file_of("{" + a + "," + a + "}", 4), "duplicate tensor 'a'"},
       {file_of("{\"__metadata__\":{},\"__metadata__\":{}}"), "duplicate key '__metadata__'"},
       {file_of("{\"__metadata__\":{\"k\":\"1\",\"k\":\"1\"}}"), "__metadata__: duplicate key 'k'"},
+      {file_of("{\"__metadata__\":{" + entries + "}}"),
+       "__metadata__: entries must be at most 100000"},
       {file_of(tensor(R"("dtype":"U8","dtype":"U8")")), "tensor 'a': duplicate key 'dtype'"},
       {file_of(tensor(R"("type":"U8")")), "tensor 'a': unknown key 'type'"},
       {file_of("{\"a\":{}}"), "tensor 'a': missing key 'dtype'"},
@@ -183,6 +186,8 @@ TEST_CASE("Malformed or unsupported config.json files are refused, each with its
     return json.dump();
   };
   const std::string deep(40, '[');
+  std::string many_values = "{\"a\":[0";
+  for (int i = 0; i < 300'000; ++i) many_values += ",0";
   const std::vector<Bad> table = {
       {"", "not valid JSON at byte 1"},
       {"{\"vocab_size\": 3,}", "not valid JSON at byte 18"},
@@ -192,6 +197,8 @@ TEST_CASE("Malformed or unsupported config.json files are refused, each with its
       {"[]", "must hold an object, found an array"},
       {"3", "must hold an object, found an integer"},
       {"{\"a\":" + deep, "nested deeper than 32 levels"},
+      {"{\"a\":" + std::string(4097, '1'), "number at byte 6 must have at most 4096 bytes"},
+      {many_values + "]}", "values must be at most 206000"},
       {"{\"a\":1,\"a\":1}", "duplicate key 'a'"},
       {"{\"a\":[{\"b\":1,\"b\":1}]}", "duplicate key 'b'"},
       {"{}", "missing key 'model_type'"},

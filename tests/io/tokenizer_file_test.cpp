@@ -68,7 +68,10 @@ TEST_CASE("A tokenizer.json that is no JSON of its kind is refused") {
   for (int i = 0; i < 100'000; ++i) many += ",0";
   CHECK(error_of("{\"a\":" + many + "]}") == "values must be at most 100000");
   CHECK(error_of("\"" + std::string((std::size_t{1} << 24) + 1, 'a') + "\"") ==
-        "string or number at byte 1 must have at most 16777216 bytes");
+        "string at byte 2 must have at most 16777216 bytes");
+  CHECK(error_of("{\"a\": " + std::string(4097, '9')) ==
+        "number at byte 7 must have at most 4096 bytes");
+  CHECK(error_of("{\"a\": " + std::string(5000, ' ')) == "not valid JSON at byte 5007");
   CHECK(error_of(std::string((std::size_t{1} << 26) + 1, ' ')) ==
         "bytes (67108865) must be at most 67108864");
 }
@@ -180,9 +183,9 @@ TEST_CASE("Added tokens that cannot be are refused") {
   CHECK(error_without(at, "id") == "added_tokens[0].id must be an integer from 0 to 2147483647");
   CHECK(error_without(at, "content") == "added_tokens[0]: missing key 'content'");
   CHECK(error_with(at + "/content", "") ==
-        "added_tokens[0].content: bytes (0) must be from 1 to 1024");
-  CHECK(error_with(at + "/content", std::string(1025, 'a')) ==
-        "added_tokens[0].content: bytes (1025) must be from 1 to 1024");
+        "added_tokens[0].content: bytes (0) must be from 1 to 256");
+  CHECK(error_with(at + "/content", std::string(257, 'a')) ==
+        "added_tokens[0].content: bytes (257) must be from 1 to 256");
   CHECK(error_with(at + "/colour", 1) == "added_tokens[0]: unknown key 'colour'");
   Json twice = good();
   twice["added_tokens"].push_back(twice["added_tokens"][0]);

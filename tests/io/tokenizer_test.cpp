@@ -95,6 +95,22 @@ TEST_CASE("Tokenizer::encode finds added tokens as they stand, the longest at on
   CHECK(t.decode(t.encode("heat<a>b")) == "heat<a>b");
 }
 
+TEST_CASE("Added tokens that share their beginnings are told apart") {
+  TokenizerFileMaker m = maker();
+  const char* tokens[] = {"abc", "abcde", "abd", "bc", "bcde", "zabc"};
+  for (const char* token : tokens) m.add(token);  // from 262 on
+  const Tokenizer t = make(m);
+  for (std::int32_t i = 0; i < 6; ++i) CHECK(t.encode(tokens[i]) == Ids{262 + i});
+  CHECK(t.encode("abcd") == Ids{262, 'd'});
+  CHECK(t.encode("abcdf") == Ids{262, 'd', 'f'});
+  CHECK(t.encode("ab") == Ids{'a', 'b'});
+  CHECK(t.encode("abe") == Ids{'a', 'b', 'e'});
+  CHECK(t.encode("bcd") == Ids{265, 'd'});
+  CHECK(t.encode("zab") == Ids{'z', 'a', 'b'});
+  CHECK(t.encode("zabcde") == Ids{267, 'd', 'e'});
+  CHECK(t.encode("aabc") == Ids{'a', 262});
+}
+
 TEST_CASE("Added tokens take the white space beside them where the file says so") {
   TokenizerFileMaker m = maker();
   m.add("<l>", {{"lstrip", true}}).add("<r>", {{"rstrip", true}}).add("<n>");  // 262, 263, 264

@@ -30,7 +30,7 @@ constexpr bool is_white_space(std::uint32_t c) {
 // Finds the leftmost of some tokens, the longest of those that begin at one place.
 class AddedTokens {
  public:
-  static constexpr std::size_t most_bytes = 1024;  // of a token: bounds the search at one place
+  static constexpr std::size_t most_bytes = 256;  // of a token: bounds the search at one place
 
   AddedTokens() = default;
   explicit AddedTokens(std::vector<AddedToken> tokens) : tokens_(std::move(tokens)) {
@@ -78,13 +78,18 @@ class AddedTokens {
   }
 
  private:
-  // The longest token with which the text begins, or null: the tokens that share its first bytes
-  // are neighbours.
+  // The longest token with which the text begins, or null. Those that share their first n bytes
+  // with it are neighbours; what these share beyond is compared at once.
   const AddedToken* longest(std::string_view text) const {
     auto low = tokens_.begin(), high = tokens_.end();
     const AddedToken* found = nullptr;
-    for (std::size_t n = 0; low != high; ++n) {
-      if (low->content.size() == n) found = &*low++;
+    for (std::size_t n = 0; low != high;) {
+      const std::string_view first = low->content, last = (high - 1)->content;
+      std::size_t shared = n;
+      while (shared < first.size() && first[shared] == last[shared]) ++shared;
+      if (text.substr(n, shared - n) != first.substr(n, shared - n)) break;
+      n = shared;
+      if (first.size() == n) found = &*low++;
       if (n == text.size()) break;
       const auto byte = [n](const AddedToken& token) {
         return static_cast<unsigned char>(token.content[n]);

@@ -27,25 +27,27 @@ struct JsonHandler {
 };
 
 // nlohmann keeps the text of a string or number twice, so its length is bounded.
-inline constexpr std::size_t most_json_token = std::size_t{1} << 24;
+inline constexpr std::size_t most_json_string = std::size_t{1} << 24, most_json_number = 4096;
 
-// Throws where a string, or what is none and has no punctuation, is longer.
+// Throws where a string, or what is none and has neither punctuation nor blanks, is longer.
 template <class Handler>
-void check_json_tokens(std::string_view text, const Handler& handler) {
+void check_json_lengths(std::string_view text, const Handler& handler) {
   bool in_string = false;
-  std::size_t begin = 0;
+  std::size_t begin = 0, most = most_json_number;
   for (std::size_t at = 0; at < text.size(); ++at) {
-    if (at - begin > most_json_token)
-      handler.fail("string or number at byte " + std::to_string(begin + 1) + " must have at most " +
-                   std::to_string(most_json_token) + " bytes");
     const char c = text[at];
     if (c == '"') {
       in_string = !in_string;
-      begin = at;
-    } else if (in_string) {
-      if (c == '\\') ++at;
-    } else if (c == ',' || c == ':' || c == '[' || c == ']' || c == '{' || c == '}') {
-      begin = at;
+      most = in_string ? most_json_string : most_json_number;
+      begin = at + 1;
+    } else if (!in_string && std::string_view(",:[]{} \t\r\n").find(c) != std::string_view::npos) {
+      begin = at + 1;
+    } else {
+      if (at - begin >= most)
+        handler.fail((in_string ? "string at byte " : "number at byte ") +
+                     std::to_string(begin + 1) + " must have at most " + std::to_string(most) +
+                     " bytes");
+      if (in_string && c == '\\') ++at;
     }
   }
 }
@@ -53,7 +55,7 @@ void check_json_tokens(std::string_view text, const Handler& handler) {
 // Sends the text's parts to the handler, which throws what it does not like.
 template <class Handler>
 void parse_json(std::string_view text, Handler& handler) {
-  check_json_tokens(text, handler);
+  check_json_lengths(text, handler);
   // nlohmann would take a zero byte for the end.
   const auto zero = text.find('\0');
   if (zero != std::string_view::npos)

@@ -107,6 +107,8 @@ namespace detail {
 // nesting is bounded, and memory by the header's length.
 class SafetensorsHeader : public JsonHandler {
  public:
+  static constexpr std::size_t most_metadata = 100'000;
+
   explicit SafetensorsHeader(std::string place) : JsonHandler{std::move(place)} {}
 
   std::vector<SafetensorsTensor> tensors;
@@ -156,6 +158,8 @@ class SafetensorsHeader : public JsonHandler {
       if (std::exchange(metadata_seen_, true)) fail("duplicate key '__metadata__'");
     } else if (at_ == At::metadata) {
       if (metadata.count(name)) fail("__metadata__: duplicate key " + in_quotes(name));
+      if (metadata.size() == most_metadata)
+        fail("__metadata__: entries must be at most " + std::to_string(most_metadata));
     } else if (at_ == At::tensor) {
       bool* const seen = name == "dtype"          ? &dtype_seen_
                          : name == "shape"        ? &shape_seen_
