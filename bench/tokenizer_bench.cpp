@@ -48,7 +48,7 @@ const Tokenizer& tokenizer() {
 }
 
 void count(benchmark::State& state) {
-  state.SetBytesProcessed(static_cast<std::int64_t>(state.iterations() * text().size()));
+  state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(text().size()));
 }
 
 void encode(benchmark::State& state) {

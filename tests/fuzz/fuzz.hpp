@@ -1,5 +1,5 @@
-// What fuzz targets share: a bound on memory, a file of the input's bytes, and which errors a reader
-// may report.
+// What fuzz targets share: a bound on memory, a file of the input's bytes, and which errors a
+// reader may report.
 #pragma once
 
 #include <sanitizer/allocator_interface.h>
