@@ -27,7 +27,7 @@ std::string tokenizer_path() {
 
 // The first megabyte.
 const std::string& text() {
-  static const std::string text = [] {
+  static const std::string first = [] {
     std::ifstream in(
         from_environment("DSV3_TOKENIZER_TEXT", DSV3_GOLDEN "/tokenizer/cases_deepseek_v3.json"),
         std::ios::binary);
@@ -39,7 +39,7 @@ const std::string& text() {
     while (detail::first_malformed(text) != text.npos) text.pop_back();
     return text;
   }();
-  return text;
+  return first;
 }
 
 const Tokenizer& tokenizer() {
@@ -48,7 +48,7 @@ const Tokenizer& tokenizer() {
 }
 
 void count(benchmark::State& state) {
-  state.SetBytesProcessed(static_cast<std::int64_t>(state.iterations() * text().size()));
+  state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(text().size()));
 }
 
 void encode(benchmark::State& state) {

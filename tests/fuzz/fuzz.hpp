@@ -1,5 +1,5 @@
-// What fuzz targets share: a bound on memory, a file of the input's bytes, and which errors a reader
-// may report.
+// What fuzz targets share: a bound on memory, a file of the input's bytes, and which errors a
+// reader may report.
 #pragma once
 
 #include <sanitizer/allocator_interface.h>
@@ -64,8 +64,9 @@ inline std::string_view text(const unsigned char* data, std::size_t size) {
 class Folder {
  public:
   Folder() {
-    std::string pattern = "/dev/shm/dsv3_fuzz_XXXXXX";
-    require(::mkdtemp(pattern.data()) != nullptr, "no folder in /dev/shm");
+    const char* parent = std::getenv("DSV3_FUZZ_FOLDER");  // so that crashes leave nothing behind
+    std::string pattern = std::string(parent ? parent : "/dev/shm") + "/dsv3_fuzz_XXXXXX";
+    require(::mkdtemp(pattern.data()) != nullptr, "no folder in memory");
     at_ = pattern;
   }
   ~Folder() { std::filesystem::remove_all(at_); }
