@@ -9,15 +9,8 @@ namespace {
 
 constexpr Index joint_vocab = 17;
 
-// Programs that are slow by intention, looking for other mistakes, sample less.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || !defined(__OPTIMIZE__)
+#ifdef DSV3_SLOW_BUILD
 constexpr std::uint64_t samples = 4096;
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-constexpr std::uint64_t samples = 4096;
-#else
-constexpr std::uint64_t samples = 100'352;
-#endif
 #else
 constexpr std::uint64_t samples = 100'352;
 #endif

@@ -157,6 +157,8 @@ void product_tile(const ScaledProductOf<TA, TB, TC>& product, Index i, Index row
                         left + k / Kernel::depth * rows * left_stride, left_stride);
     for (Index g = 0; g < groups_of(length, segment); ++g)
       copy_scales(product.a_scales, i, rows, begin + g * segment, row_scales + g * rows);
+    if (rows <= few_rows && product.b.along_k)
+      PanelStream::begin(product.b, j, std::min(width, columns), begin);
     for (Index s = 0; s < columns; s += width) {
       const Index n = std::min(width, columns - s);
       for (Index k = 0; k < length; k += Kernel::depth) {

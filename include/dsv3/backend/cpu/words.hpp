@@ -118,7 +118,8 @@ Vector zip(Vector a, Vector b) {
 // lie any power of two apart. With `halves` the words of four rows stand as their four lower
 // halves, then their four upper ones.
 template <bool halves = false>
-void transpose_block(const std::byte* const (&rows)[16], Index k, __m512i (&out)[16]) {
+[[gnu::always_inline]] inline void transpose_block(const std::byte* const (&rows)[16], Index k,
+                                                   __m512i (&out)[16]) {
   __m512i a[16], b[16];
 #pragma GCC unroll 16
   for (int r = 0; r < 16; ++r) a[r] = _mm512_loadu_si512(rows[r] + 4 * k);
