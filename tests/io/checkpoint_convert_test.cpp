@@ -87,7 +87,9 @@ TEST_CASE("What is converted to its own type is the same tensors, FP8 codes incl
                        {.dtype = name == "hf_checkpoint" ? DType::bf16 : DType::f8_e4m3});
     const CheckpointFiles from(golden), to(folder.path(name));
     CHECK(from.tensors().size() == to.tensors().size());
-    for (const auto& [tensor_name, tensor] : from.tensors()) {
+    for (const auto& entry : from.tensors()) {
+      const auto& tensor_name = entry.first;
+      const SafetensorsTensor* tensor = entry.second;
       const SafetensorsTensor* same = to.find(tensor_name);
       REQUIRE_MESSAGE(same, tensor_name);
       // transformers stores the gate's bias in BF16, a release and we in F32.

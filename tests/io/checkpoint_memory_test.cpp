@@ -28,7 +28,7 @@ namespace {
 
 constexpr Index mib = Index{1} << 20;
 
-// About 78 million parameters: a second copy of them would be 300 MiB, far above the margin.
+// About 90 million parameters: a second copy of them would be 300 MiB, far above the margin.
 ModelConfig sizes() {
   ModelConfig c = presets::deepseek_v2_lite;
   c.vocab_size = 1000;
@@ -91,8 +91,8 @@ void check_loading_and_saving(DType dtype) {
   CHECK(loading <= weights + weights / 20 + 64 * mib);
   const Index saving = peak_of([&] { save_checkpoint(model, folder.path("y"), {.dtype = dtype}); });
   CHECK(saving - before <= weights + weights / 20 + 64 * mib);
-  MESSAGE(P::name << ": weights " << weights / mib << " MiB, loading " << loading / mib
-                  << " MiB, saving " << (saving - before) / mib << " MiB");
+  MESSAGE(std::string(P::name) << ": weights " << weights / mib << " MiB, loading " << loading / mib
+                               << " MiB, saving " << (saving - before) / mib << " MiB");
 }
 
 }  // namespace
