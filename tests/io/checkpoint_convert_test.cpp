@@ -79,6 +79,27 @@ TEST_CASE("FP8 becomes code times scale, rounded once") {
   CHECK(wrong == 0);
 }
 
+TEST_CASE("A product that float would round to a tie of BF16 is rounded once") {
+  // The first scale whose product with 1.125 float rounds onto a tie, from which BF16 goes the
+  // wrong way.
+  float scale = 0;
+  const e4m3 code(1.125f);
+  for (std::uint32_t bits = 0x3F000000u; scale == 0 && bits < 0x3F800000u; ++bits) {
+    const double exact = 1.125 * double(std::bit_cast<float>(bits));
+    if (bf16(float(exact)).bits != bf16_nearest(exact).bits) scale = std::bit_cast<float>(bits);
+  }
+  REQUIRE(scale > 0);
+  TestFolder folder;
+  save_safetensors(folder.path("x"), {{"w", DType::f8_e4m3, {1, 1}, fill_from(&code)},
+                                      {"s", DType::f32, {1, 1}, fill_from(&scale)}});
+  const SafetensorsFile file(folder.path("x"));
+  bf16 converted;
+  detail::fill_converted<double, bf16>(file.at("w"), &file.at("s"))(
+      static_cast<std::byte*>(static_cast<void*>(&converted)), 0, 2);
+  const double exact = 1.125 * double(scale);
+  CHECK(std::abs(double(converted) - exact) < std::abs(double(bf16(float(exact))) - exact));
+}
+
 TEST_CASE("What is converted to its own type is the same tensors, FP8 codes included") {
   TestFolder folder;
   for (const std::string name : {"fp8_checkpoint", "hf_checkpoint"}) {
@@ -87,7 +108,9 @@ TEST_CASE("What is converted to its own type is the same tensors, FP8 codes incl
                        {.dtype = name == "hf_checkpoint" ? DType::bf16 : DType::f8_e4m3});
     const CheckpointFiles from(golden), to(folder.path(name));
     CHECK(from.tensors().size() == to.tensors().size());
-    for (const auto& [tensor_name, tensor] : from.tensors()) {
+    for (const auto& entry : from.tensors()) {
+      const auto& tensor_name = entry.first;
+      const SafetensorsTensor* tensor = entry.second;
       const SafetensorsTensor* same = to.find(tensor_name);
       REQUIRE_MESSAGE(same, tensor_name);
       // transformers stores the gate's bias in BF16, a release and we in F32.

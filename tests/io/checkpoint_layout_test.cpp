@@ -102,10 +102,11 @@ TEST_CASE("The layout lists each tensor of a release with its type and shape") {
       {"model.layers.61.shared_head.norm.weight", "BF16 [7168]"},
       {"model.norm.weight", "BF16 [7168]"},
       {"lm_head.weight", "BF16 [129280, 7168]"}};
-  for (const auto& [name, what] : some) {
+  for (const auto& expected : some) {
+    const auto& name = expected.first;
     CAPTURE(name);
     REQUIRE(v3.count(name));
-    CHECK(v3.at(name) == what);
+    CHECK(v3.at(name) == expected.second);
   }
   const auto lite = listing(presets::deepseek_v2_lite, DType::f32);
   CHECK(lite.at("model.layers.26.self_attn.q_proj.weight") == "F32 [3072, 2048]");

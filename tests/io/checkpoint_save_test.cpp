@@ -101,7 +101,9 @@ TEST_CASE("An Fp8 model gives the release's own codes and scales back, byte for 
   save_checkpoint(f.model, folder.path("x"), {.dtype = DType::f8_e4m3});
   const CheckpointFiles files(folder.path("x")), release(golden);
   CHECK(files.tensors().size() == release.tensors().size());
-  for (const auto& [name, tensor] : release.tensors()) {
+  for (const auto& entry : release.tensors()) {
+    const auto& name = entry.first;
+    const SafetensorsTensor* tensor = entry.second;
     const SafetensorsTensor* saved = files.find(name);
     REQUIRE_MESSAGE(saved, name);
     CHECK(saved->dtype == tensor->dtype);

@@ -115,7 +115,9 @@ TEST_CASE("Each preset is saved under the release's own values, key by key") {
   for (const auto& [json, preset] : releases) {
     const auto saved = nlohmann::json::parse(config_to_json(preset));  // in any order of keys
     const auto published = nlohmann::json::parse(json.dump());
-    for (const auto& [key, value] : saved.items()) {
+    for (const auto& item : saved.items()) {
+      const auto& key = item.key();
+      const auto& value = item.value();
       CAPTURE(key);
       if (published.contains(key))
         CHECK(value == published.at(key));

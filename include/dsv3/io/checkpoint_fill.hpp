@@ -2,6 +2,7 @@
 #pragma once
 
 #include <dsv3/backend/host.hpp>
+#include <dsv3/core/quantized.hpp>
 #include <dsv3/io/mapped_file.hpp>
 #include <dsv3/io/tensor_transfer.hpp>
 

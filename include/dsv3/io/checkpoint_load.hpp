@@ -59,7 +59,7 @@ void load_in_place(Model& model, const CheckpointFiles& files) {
           if (holds_checkpoint_codes<P>() && tensor.dtype == DType::f8_e4m3)
             load_codes<P>(backend, tensor, *scales, operand);
           else
-            quantize_weights(backend, as_const(master), operand, Projection<P>::rule(Route::dense));
+            model.refresh_operand(master, operand);
         } else {
           fill_in_place(backend, tensor, scales, master, operand);
         }

@@ -110,8 +110,21 @@ class Model {
   void refresh_operands() {
     if constexpr (!std::is_same_v<M, W>)
       dsv3::for_each_tensor<P>(
-          [&](const std::string&, auto master, auto operand) { refresh(master, operand); },
+          [&](const std::string&, auto master, auto operand) { refresh_operand(master, operand); },
           masters_, writable_operands_);
+  }
+
+  /// Rounds one master into its operand, where this is a copy.
+  template <int Rank>
+  void refresh_operand(const View<M, Rank>& master, const View<typename P::weight, Rank>& operand) {
+    for_each_row(
+        *backend_, chunks(master.size()),
+        detail::OperandRow<M, typename P::weight>{as_const(master.flat()), operand.flat()});
+  }
+  /// Quantises one master into its operand.
+  template <class C>
+  void refresh_operand(const View<M, 2>& master, const Quantized<C>& operand) {
+    quantize_weights(*backend_, as_const(master), operand, Projection<P>::rule(Route::dense));
   }
 
   /// Calls f(name, view [2, 1 + history]) for each history of delayed scaling, named after the
@@ -232,18 +245,6 @@ class Model {
         throw std::invalid_argument(
             "Model: the given ModelConfig must equal the constexpr one of the model's type");
     return config;
-  }
-
-  // One operand from its master.
-  template <int Rank>
-  void refresh(const View<M, Rank>& master, const View<typename P::weight, Rank>& operand) {
-    for_each_row(
-        *backend_, chunks(master.size()),
-        detail::OperandRow<M, typename P::weight>{as_const(master.flat()), operand.flat()});
-  }
-  template <class C>
-  void refresh(const View<M, 2>& master, const Quantized<C>& operand) {
-    quantize_weights(*backend_, as_const(master), operand, Projection<P>::rule(Route::dense));
   }
 
   Model(Backend& backend, const ModelConfig& config, const ModelOptions& options, std::nullptr_t)
