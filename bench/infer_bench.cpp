@@ -16,8 +16,8 @@
 
 namespace {
 
-using dsv3::Index;
 using bench::config;
+using dsv3::Index;
 constexpr Index context = 512;
 
 std::vector<std::int32_t> random_tokens(std::uint64_t seed, Index count) {

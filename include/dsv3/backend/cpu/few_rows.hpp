@@ -65,7 +65,7 @@ void multiply_codes(const Operand<Code>& b, Index j, Index columns, Index k, Ind
           from[c] = reinterpret_cast<const std::byte*>(column[16 * half + c] + at);
           stream.ask(from[c], at / line);
         }
-        transpose_block<true>(from, 0, block[half]);
+        transpose_halves(from, block[half]);
       }
       // Both halves in turn: each sum waits for its last addition.
 #pragma GCC unroll 16

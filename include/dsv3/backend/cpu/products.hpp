@@ -24,7 +24,8 @@ struct Tiling {
     Tiling t{split(m, TileLimits::rows, height), split(n, most, width)};
     t.rows = std::max(t.rows, height);
     t.columns = std::max(t.columns, width);
-    const Index wanted = threads > 1 ? Index{4} * threads : 1;
+    // A few rows read weights one after the other: long runs of them, and two for each thread.
+    const Index wanted = threads > 1 ? Index{m <= few_rows ? 2 : 4} * threads : 1;
     while (t.tiles(m, n) * groups < wanted && t.columns > 2 * width)
       t.columns = split(t.columns, t.columns / 2 / width * width, width);
     return t;

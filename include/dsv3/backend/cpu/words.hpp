@@ -116,7 +116,7 @@ Vector zip(Vector a, Vector b) {
 #if defined(__AVX512F__) && defined(__AVX512BW__)
 // out[k] = word k of each of 16 rows, for 16 words. Whole cache lines are read, each once: rows may
 // lie any power of two apart. With `halves` the words of four rows stand as their four lower
-// halves, then their four upper ones.
+// halves, then their four upper ones. Always in place: a call would send the words through memory.
 template <bool halves = false>
 [[gnu::always_inline]] inline void transpose_block(const std::byte* const (&rows)[16], Index k,
                                                    __m512i (&out)[16]) {
@@ -161,6 +161,12 @@ template <bool halves = false>
     out[4 + i] = _mm512_shuffle_i32x4(odd, odd2, 0x88);
     out[12 + i] = _mm512_shuffle_i32x4(odd, odd2, 0xDD);
   }
+}
+
+// The same as a call: where the words are decoded next, registers are too few for both.
+[[gnu::noinline]] inline void transpose_halves(const std::byte* const (&rows)[16],
+                                               __m512i (&out)[16]) {
+  transpose_block<true>(rows, 0, out);
 }
 #endif
 
