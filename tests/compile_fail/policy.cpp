@@ -74,8 +74,7 @@ struct Bad : dsv3::Fp8 {
   static constexpr dsv3::Accumulation accumulation = {.bits = 0, .interval = 64};
 };
 inline auto bad() { return use<Bad>(); }
-// case: codes of double in an FP8 policy are neither rounded stochastically nor added by an
-// emulated accumulator
+// case: codes of double in an FP8 policy are neither rounded stochastically nor added by an emulated accumulator
 struct Bad : dsv3::Fp8 {
   using code = double;
   using gradient_code = double;
