@@ -78,19 +78,32 @@ Index read_plainly(const std::string& folder, std::vector<std::byte>& memory) {
   return total;
 }
 
-template <class P>
-void measure(bench::Table& table, Index file_bytes, int threads, DType storage, double goal) {
-  std::string folder = (std::filesystem::temp_directory_path() / "dsv3_load_XXXXXX").string();
-  if (!::mkdtemp(folder.data())) throw std::runtime_error("mkdtemp failed");
-  struct Remove {
-    std::string path;
-    ~Remove() { std::filesystem::remove_all(path); }
-  } remove{folder};
+// A folder of the given size and type, with random weights; gone with the object.
+class Folder {
+ public:
+  Folder(Cpu& backend, const ModelConfig& config, DType storage) {
+    if (!::mkdtemp(path_.data())) throw std::runtime_error("mkdtemp failed");
+    Model<Fp32, Cpu> model(backend, config, {.init_std = 0.02});
+    save_checkpoint(model, checkpoint(), {.dtype = storage, .shard_bytes = Index{1} << 29});
+  }
+  Folder(const Folder&) = delete;
+  Folder& operator=(const Folder&) = delete;
+  ~Folder() { std::filesystem::remove_all(path_); }
+  std::string checkpoint() const { return path_ + "/x"; }
+
+ private:
+  std::string path_ = (std::filesystem::temp_directory_path() / "dsv3_load_XXXXXX").string();
+};
+
+// TheModel is Model or InferenceModel of policy P.
+template <class P, class TheModel>
+void measure(bench::Table& table, const char* name, Index file_bytes, int threads, DType storage,
+             double goal) {
   const ModelConfig config = config_of(file_bytes, storage);
   Cpu backend(threads);
-  Model<P, Cpu> model(backend, config, {.init_std = 0.02});
-  const std::string checkpoint = folder + "/x";
-  save_checkpoint(model, checkpoint, {.dtype = storage, .shard_bytes = Index{1} << 29});
+  const Folder folder(backend, config, storage);
+  const std::string checkpoint = folder.checkpoint();
+  TheModel model(backend, config);
   std::vector<std::byte> buffer;
   Index bytes = read_plainly(checkpoint, buffer);  // warms the cache, whatever saving left there
   double plain = 1e9, loading = 1e9;
@@ -101,11 +114,12 @@ void measure(bench::Table& table, Index file_bytes, int threads, DType storage, 
   std::vector<std::byte>().swap(buffer);
   const Index peak = peak_of([&] { load_weights(model, checkpoint); });
   const double gb = static_cast<double>(bytes) * 1e-9;
-  const std::string what = std::string(P::name) + " model from " + std::to_string(bytes >> 20) +
-                           " MiB of " + dtype_name(storage) + ", threads " +
-                           std::to_string(threads);
+  const std::string what = std::string(P::name) + " " + name + " from " +
+                           std::to_string(bytes >> 20) + " MiB of " + dtype_name(storage) +
+                           ", threads " + std::to_string(threads);
   table.at_least(what, gb / loading, "GB/s", "plain read, GB/s", gb / plain, goal);
-  const double weights = static_cast<double>(plan::weight_bytes<P>(config));
+  double weights = static_cast<double>(plan::weight_bytes<P>(config));
+  if constexpr (requires { model.bytes(); }) weights = static_cast<double>(model.bytes());
   const double allowed = weights + 64.0 * (1 << 20) / 1.05;
   table.at_most("  RssAnon at the peak of loading", static_cast<double>(peak) * 0x1p-20, "MiB",
                 "weights + 61, MiB", allowed * 0x1p-20, 1.05);
@@ -123,10 +137,17 @@ int main(int argc, char** argv) {
   app.add_flag("--no-head", no_head);
   CLI11_PARSE(app, argc, argv);
   bench::Table table(!no_head);
-  measure<Fp32>(table, mib << 20, threads, DType::bf16, 0.7);
-  measure<Bf16>(table, mib << 20, threads, DType::bf16, 0.7);
-  measure<Fp32>(table, mib << 20, threads, DType::f32, 0.7);
-  // Five bytes are written for each that is read: a float master beside the codes.
-  measure<Fp8>(table, mib << 20, threads, DType::f8_e4m3, 0);
+  const auto inference = [&]<class P>(std::type_identity<P>, DType storage) {
+    measure<P, InferenceModel<P, Cpu>>(table, "for inference", mib << 20, threads, storage, 0.7);
+  };
+  inference(std::type_identity<Bf16>(), DType::bf16);
+  inference(std::type_identity<Fp8>(), DType::f8_e4m3);
+  inference(std::type_identity<Fp32>(), DType::bf16);
+  // With masters: 6 bytes are written for 2 that are read, then 5 for 1.
+  const auto training = [&]<class P>(std::type_identity<P>, DType storage) {
+    measure<P, Model<P, Cpu>>(table, "with masters", mib << 20, threads, storage, 0);
+  };
+  training(std::type_identity<Bf16>(), DType::bf16);
+  training(std::type_identity<Fp8>(), DType::f8_e4m3);
   return table.status();
 }
