@@ -1,4 +1,4 @@
-// Device's memory, and every row kernel of training as device code in each precision.
+// Device's memory, and every row kernel of training and inference as device code in each precision.
 #include "launch.cuh"
 #include "program.hpp"
 
@@ -40,3 +40,6 @@ template small::Outcome small::train<dsv3::Bf16>(gpu::Device&);
 template small::Outcome small::train<dsv3::Fp8>(gpu::Device&);
 template small::Outcome small::train<fixture::Studies>(gpu::Device&);
 template small::Outcome small::train<fixture::MoreStudies>(gpu::Device&);
+template std::vector<dsv3::GenerationResult> small::generate<dsv3::Fp64, double>(gpu::Device&);
+template std::vector<dsv3::GenerationResult> small::generate<dsv3::Bf16, dsv3::e4m3>(gpu::Device&);
+template std::vector<dsv3::GenerationResult> small::generate<dsv3::Fp8, dsv3::bf16>(gpu::Device&);

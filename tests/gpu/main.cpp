@@ -31,6 +31,24 @@ void expect_same_training(double tolerance) {
          sentence.c_str());
 }
 
+// In double sums in another order draw the same tokens.
+void expect_same_generation() {
+  dsv3::Cpu cpu(1);
+  gpu::Device device;
+  const auto ours = small::generate<dsv3::Fp64, double>(device);
+  const auto theirs = small::generate<dsv3::Fp64, double>(cpu);
+  bool same = true;
+  for (std::size_t i = 0; i < ours.size(); ++i) same = same && ours[i].tokens == theirs[i].tokens;
+  expect(same, "fp64: sampled generation with speculation on the GPU is that of Cpu");
+  // Narrow types may turn a draw the other way: they run, and give as many tokens.
+  bool all = true;
+  for (const auto& result : small::generate<dsv3::Bf16, dsv3::e4m3>(device))
+    all = all && result.tokens.size() == 8;
+  for (const auto& result : small::generate<dsv3::Fp8, dsv3::bf16>(device))
+    all = all && result.tokens.size() == 8;
+  expect(all, "bf16 from a cache of e4m3 and fp8: generation runs on the GPU");
+}
+
 }  // namespace
 
 int main() {
@@ -53,5 +71,6 @@ int main() {
   expect_same_training<dsv3::Fp8>(1e-1);
   expect_same_training<fixture::Studies>(1e-1);
   expect_same_training<fixture::MoreStudies>(1e-1);
+  expect_same_generation();
   return failures;
 }

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "../nn/fp8_variants.hpp"
-#include "../small_model.hpp"
+#include "../small_generation.hpp"
 #include "device.hpp"
 
 namespace gpu {

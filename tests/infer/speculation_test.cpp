@@ -92,14 +92,14 @@ double chi_square_tail(double x, double n) {
 
 // p of a chi-square test of counts against probabilities; cells that expect fewer than 5 are one.
 double chi_square(const std::vector<double>& counts, const std::vector<double>& probabilities) {
-  double samples = 0, statistic = 0, merged_count = 0, merged_expected = 0, cells = 0;
-  for (const double count : counts) samples += count;
+  double observed = 0, statistic = 0, merged_count = 0, merged_expected = 0, cells = 0;
+  for (const double count : counts) observed += count;
   const auto add = [&](double count, double expected) {
     statistic += (count - expected) * (count - expected) / expected;
     ++cells;
   };
   for (std::size_t i = 0; i < counts.size(); ++i) {
-    const double expected = samples * probabilities[i];
+    const double expected = observed * probabilities[i];
     if (expected == 0 && counts[i] > 0) return 0;  // impossible, and it happened
     if (expected >= 5) {
       add(counts[i], expected);
