@@ -1,6 +1,7 @@
 // HiddenRows: the hidden states that MTP still has to read, of every sequence and level.
 #pragma once
 
+#include <dsv3/core/arena.hpp>
 #include <dsv3/core/buffer.hpp>
 #include <dsv3/core/check.hpp>
 #include <dsv3/nn/rows.hpp>

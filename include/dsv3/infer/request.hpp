@@ -4,6 +4,7 @@
 #include <dsv3/infer/sampling.hpp>
 #include <functional>
 #include <string>
+#include <utility>
 
 namespace dsv3 {
 
