@@ -113,7 +113,6 @@ class Guarded {
   }
   void require_own(const char* caller, const dsv3::CacheTable& table) const {
     require_own(caller, table.blocks);
-    require_own(caller, table.first);
     require_own(caller, table.part);
     require_own(caller, table.position);
   }

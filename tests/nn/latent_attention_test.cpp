@@ -16,7 +16,7 @@ struct Case {
   using Element = CacheElement<C>;
   Memory memory{Index{1} << 25};
   Index heads, latent, nope, rope, block_size, tokens = 0;
-  std::vector<std::int32_t> blocks, first, part, position;
+  std::vector<std::int32_t> blocks, part, position;
   View<T, 3> q_latent, q, o;
   CachePages<C> pages;
   CacheTable table;
@@ -34,7 +34,6 @@ struct Case {
     const Index most = groups_of(longest, size);
     std::int32_t next = static_cast<std::int32_t>(all);
     for (std::size_t s = 0; s < lengths.size(); ++s) {
-      first.push_back(static_cast<std::int32_t>(tokens));
       for (Index b = 0; b < most; ++b)
         blocks.push_back(b < groups_of(lengths[s], size) ? --next : 0);
       for (Index i = 0; i < queries[s]; ++i) {
@@ -43,9 +42,7 @@ struct Case {
       }
       tokens += queries[s];
     }
-    first.push_back(static_cast<std::int32_t>(tokens));
     table.blocks = {blocks.data(), {static_cast<Index>(lengths.size()), most}};
-    table.first = {first.data(), {static_cast<Index>(first.size())}};
     table.part = {part.data(), {tokens}};
     table.position = {position.data(), {tokens}};
     table.block_size = size;

@@ -70,7 +70,6 @@ struct CachePages {
 /// Shapes   T tokens, S parts. Views in the backend's memory.
 struct CacheTable {
   View<const std::int32_t, 2> blocks;    // [S, most blocks] of each part's sequence, in order
-  View<const std::int32_t, 1> first;     // [S + 1] first token of each part, then T
   View<const std::int32_t, 1> part;      // [T]
   View<const std::int32_t, 1> position;  // [T] a token sees the keys 0 ... position
   Index block_size = 1;

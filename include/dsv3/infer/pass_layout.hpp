@@ -36,7 +36,7 @@ class PassLayout {
                        &key_slot_, &part_, &first_, &blocks_})
       list->clear();
     form_ = form;
-    keys_ = positions_ = 0;
+    keys_ = 0;
     Index all_keys = 0;
     for (std::size_t i = 0; i < parts.size(); ++i) {
       const Index start = pool.length(parts[i].sequence, level), count = parts[i].count();
@@ -56,8 +56,6 @@ class PassLayout {
       check_at_most(caller, "keys of all parts", all_keys, "largest count", Index{1} << 30);
     }
     first_.push_back(int32(tokens()));
-    positions_ = keys_;
-    all_keys_ = all_keys;
   }
 
   /// Fills what depends on blocks, after the cache has made room.
@@ -85,7 +83,7 @@ class PassLayout {
 
   Index tokens() const { return static_cast<Index>(token.size()); }
   /// One more than the largest position.
-  Index positions() const { return positions_; }
+  Index positions() const { return keys_; }
 
   /// A list in the backend's memory, from the arena.
   template <class Backend>
@@ -114,7 +112,6 @@ class PassLayout {
     } else {
       const auto blocks = upload(backend, blocks_, arena);
       in.table.blocks = {blocks.data, {static_cast<Index>(first_.size()) - 1, most_blocks_}};
-      in.table.first = upload(backend, first_, arena);
       in.table.part = upload(backend, part_, arena);
       in.table.position = in.sequences.position;
       in.table.block_size = block_size_;
@@ -149,7 +146,7 @@ class PassLayout {
   AttentionForm form_ = AttentionForm::expanded;
   std::vector<std::int32_t> position_, slot_, begin_, end_, first_key_, own_key_, key_slot_, part_,
       first_, blocks_;
-  Index keys_ = 0, all_keys_ = 0, positions_ = 0, block_size_ = 1, most_blocks_ = 0;
+  Index keys_ = 0, block_size_ = 1, most_blocks_ = 0;
 };
 
 }  // namespace dsv3
