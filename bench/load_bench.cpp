@@ -5,14 +5,12 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <atomic>
 #include <chrono>
 #include <dsv3/io/checkpoint.hpp>
 #include <dsv3/model.hpp>
 #include <dsv3/plan.hpp>
-#include <fstream>
-#include <thread>
 
+#include "../tests/anonymous_memory.hpp"
 #include "table.hpp"
 
 namespace {
@@ -36,30 +34,6 @@ ModelConfig config_of(Index file_bytes, DType storage) {
       (plan::main_parameters(c) - 16 * plan::expert_parameters(c)) * dtype_bytes(storage);
   c.n_routed_experts = std::max<Index>(8, (file_bytes - rest) / expert / 2);
   return c;
-}
-
-// Anonymous memory of this process, in bytes.
-Index anonymous_bytes() {
-  std::ifstream file("/proc/self/status");
-  for (std::string line; std::getline(file, line);)
-    if (line.starts_with("RssAnon:")) return 1024 * std::stoll(line.substr(8));
-  return 0;
-}
-
-// The largest anonymous memory while f runs.
-Index peak_of(auto&& f) {
-  std::atomic<bool> stop = false;
-  Index peak = anonymous_bytes();
-  std::thread watch([&] {
-    while (!stop) {
-      peak = std::max(peak, anonymous_bytes());
-      std::this_thread::sleep_for(std::chrono::milliseconds(2));
-    }
-  });
-  f();
-  stop = true;
-  watch.join();
-  return std::max(peak, anonymous_bytes());
 }
 
 // Reads every shard into memory as large as all of them; returns the bytes.

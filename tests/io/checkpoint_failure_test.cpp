@@ -5,6 +5,7 @@
 #include <functional>
 
 #include "folder.hpp"
+#include "model_bits.hpp"
 #include "small_model.hpp"
 
 using namespace dsv3;
@@ -15,29 +16,6 @@ ModelConfig sizes() {
   ModelConfig c = small::config();
   c.hidden_size = 140;
   return c;
-}
-
-// Every bit of the weights: masters, biases, and what products read.
-template <class P>
-std::string bits_of(const Model<P, Cpu>& model) {
-  std::string all;
-  const auto add = [&](const void* data, Index bytes) {
-    all.append(static_cast<const char*>(data), static_cast<std::size_t>(bytes));
-  };
-  model.for_each_tensor([&](const std::string&, const auto& view) {
-    add(view.data, view.size() * Index{sizeof(*view.data)});
-  });
-  dsv3::for_each_tensor<P>(
-      [&](const std::string&, const auto& operand) {
-        if constexpr (requires { operand.codes; }) {
-          add(operand.codes.data, operand.size());
-          add(operand.scales.data, operand.scales.extents[0] * operand.scales.extents[1] * 4);
-        } else {
-          add(operand.data, operand.size() * Index{sizeof(*operand.data)});
-        }
-      },
-      model.operands());
-  return all;
 }
 
 // A checkpoint of the model's sizes in FP8, which each failure damages in its own way.

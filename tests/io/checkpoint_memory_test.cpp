@@ -1,13 +1,12 @@
 #include <doctest/doctest.h>
 
-#include <atomic>
 #include <chrono>
 #include <dsv3/io/checkpoint.hpp>
 #include <dsv3/io/checkpoint_convert.hpp>
 #include <dsv3/model.hpp>
 #include <dsv3/plan.hpp>
-#include <thread>
 
+#include "../anonymous_memory.hpp"
 #include "folder.hpp"
 
 using namespace dsv3;
@@ -38,30 +37,6 @@ ModelConfig sizes() {
   c.num_hidden_layers = 2;
   c.n_routed_experts = 14;
   return c;
-}
-
-// Anonymous memory of this process, in bytes.
-Index anonymous_bytes() {
-  std::ifstream file("/proc/self/status");
-  for (std::string line; std::getline(file, line);)
-    if (line.starts_with("RssAnon:")) return 1024 * std::stoll(line.substr(8));
-  return 0;
-}
-
-// The largest anonymous memory while f runs.
-Index peak_of(auto&& f) {
-  std::atomic<bool> stop = false;
-  Index peak = anonymous_bytes();
-  std::thread watch([&] {
-    while (!stop) {
-      peak = std::max(peak, anonymous_bytes());
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
-  });
-  f();
-  stop = true;
-  watch.join();
-  return std::max(peak, anonymous_bytes());
 }
 
 // Tensors of zeros, which need no memory to be written.

@@ -4,6 +4,7 @@
 #include <dsv3/model.hpp>
 
 #include "folder.hpp"
+#include "model_bits.hpp"
 #include "small_model.hpp"
 
 using namespace dsv3;
@@ -125,29 +126,6 @@ Index differences(const Model<P, EigenCpu>& model) {
   return different;
 }
 
-// Every byte of the masters and of the operands.
-template <class P>
-std::string bytes_of(const Model<P, EigenCpu>& model) {
-  std::string all;
-  const auto add = [&](const void* data, Index bytes) {
-    all.append(static_cast<const char*>(data), static_cast<std::size_t>(bytes));
-  };
-  model.for_each_tensor([&](const std::string&, const auto& view) {
-    add(view.data, view.size() * Index{sizeof(*view.data)});
-  });
-  dsv3::for_each_tensor<P>(
-      [&](const std::string&, const auto& operand) {
-        if constexpr (requires { operand.codes; }) {
-          add(operand.codes.data, operand.size());
-          add(operand.scales.data, operand.scales.extents[0] * operand.scales.extents[1] * 4);
-        } else {
-          add(operand.data, operand.size() * Index{sizeof(*operand.data)});
-        }
-      },
-      model.operands());
-  return all;
-}
-
 struct Blocks64 : Fp8 {
   static constexpr Index block = 64;
 };
@@ -180,9 +158,9 @@ TEST_CASE("An FP8 model with other blocks quantises the masters") {
   EigenCpu backend;
   Model<Blocks64, EigenCpu> model(backend, sizes());
   load_weights(model, folder.at.string());
-  const std::string loaded = bytes_of(model);
+  const std::string loaded = bits_of(model);
   model.refresh_operands();
-  CHECK(bytes_of(model) == loaded);
+  CHECK(bits_of(model) == loaded);
 }
 
 TEST_CASE("A projection that is not stored in FP8 is quantised") {
@@ -214,13 +192,13 @@ TEST_CASE("A refused FP8 checkpoint leaves masters and codes as they were") {
   checkpoint.save(folder);
   EigenCpu backend;
   Model<Fp8, EigenCpu> model(backend, sizes());
-  const std::string before = bytes_of(model);
+  const std::string before = bits_of(model);
   CHECK_THROWS_WITH_AS(load_weights(model, folder.at.string()),
                        ("load_weights: '" + folder.at.string() + "': missing tensor '" + name +
                         "': '" + name.substr(0, name.size() - 10) + "' is F8_E4M3")
                            .c_str(),
                        std::invalid_argument);
-  CHECK(bytes_of(model) == before);
+  CHECK(bits_of(model) == before);
 }
 
 TEST_CASE("A model without MTP skips MTP's scales") {

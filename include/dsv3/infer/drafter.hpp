@@ -26,9 +26,6 @@ class Drafter {
         rows_(decoder.model().backend(), sequences, depths, most_tokens + 3 * depths + 2,
               decoder.model().config().hidden_size) {}
 
-  Index depths() const { return depths_; }
-  Index bytes() const { return rows_.bytes(); }
-
   /// A sequence with its tokens: those that are certain, then drafts.
   struct Sequence {
     Index number;

@@ -40,7 +40,6 @@ class HiddenRows {
         memory_(backend, Arena::bytes<T>(sequences * levels * window * hidden)) {}
 
   Index window() const { return window_; }
-  Index bytes() const { return memory_.bytes() + lists_.bytes() + rows_.bytes(); }
 
   /// The place of a sequence's position at a level.
   std::int32_t place(Index sequence, Index level, Index position) const {

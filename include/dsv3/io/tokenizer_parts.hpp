@@ -65,7 +65,7 @@ class TokenizerPart {
   [[noreturn]] void unsupported(const char* key) const {
     fail("." + std::string(key) + " (" + in_quotes(json_.at(key).dump()) + ") is unsupported");
   }
-  // What changes results, and is not implemented.
+  // A part that would change results and that this tokenizer does not take.
   void refuse(const char* key) const {
     if (find(key)) unsupported(key);
   }
@@ -169,7 +169,7 @@ inline void read_pre_tokenizer(const TokenizerPart& part, std::vector<std::strin
   }
 }
 
-// Refuses what would change ids or texts and is not implemented.
+// Refuses parts that would change ids or texts and that this tokenizer does not take.
 inline void check_other_parts(const TokenizerPart& root) {
   root.only_keys({"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
                   "post_processor", "decoder", "model"});
