@@ -5,6 +5,7 @@
 //
 // Decoding is set against the time that reading its weights and cache takes at the best measured
 // rate; with eight sequences a layer reads the experts that 8 x 4 even choices of 16 touch.
+#include <dsv3/infer/inference_model.hpp>
 #include <dsv3/model.hpp>
 #include <dsv3/plan.hpp>
 #include <memory>
@@ -50,16 +51,21 @@ double weight_bytes(Index rows, double projection, double other) {
 
 template <class P>
 struct Inference {
-  using Model = dsv3::Model<P, dsv3::Cpu, config>;
+  using Model = dsv3::InferenceModel<P, dsv3::Cpu, config>;
   Model model;
   dsv3::LatentCache<dsv3::Cpu, typename P::activation> cache;
   dsv3::Decoder<Model> decoder;
   std::vector<Index> sequences;
 
   explicit Inference(dsv3::Cpu& backend)
-      : model(backend, {.seed = 1, .init_std = 0.02}),
+      : model(backend),
         cache(backend, config, dsv3::CacheOptions::paged(9 * 1024, 9)),
         decoder(model, cache) {
+    {
+      const dsv3::Model<P, dsv3::Cpu, config> random(backend, {.seed = 1, .init_std = 0.02});
+      model.take_operands(random);
+      decoder.refresh();
+    }
     for (std::uint64_t s = 0; s < 8; ++s) {
       sequences.push_back(cache.create());
       decoder.forward({{sequences.back(), random_tokens(s, context)}},

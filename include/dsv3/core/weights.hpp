@@ -1,7 +1,8 @@
 // How a set of weights is viewed: plain elements, or codes for the matrices of projections beside
-// plain elements for the rest.
+// plain elements for the rest; as they lie, or arranged for a backend's products.
 #pragma once
 
+#include <dsv3/core/arranged.hpp>
 #include <dsv3/core/precision.hpp>
 #include <dsv3/core/quantized.hpp>
 
@@ -115,6 +116,64 @@ template <class W, class C, Index block, Index history>
 struct WeightViews<const MixedWeights<W, C, block, history>>
     : WeightViews<MixedWeights<const W, const C, block, history>> {};
 
+/// Names a set of weights of U whose products' operands are arranged, in the order of that name.
+template <class U, int order>
+struct ArrangedWeights {};
+
+template <class U, int order>
+struct WeightViews<ArrangedWeights<U, order>> : WeightViews<U> {
+  using Plain = WeightViews<U>;
+  using Projection = Arranged<typename Plain::Projection>;
+  using Stack = Arranged<typename Plain::Stack>;
+
+  static constexpr Projection take_projection(Arena& arena, Index out, Index in) {
+    return {Plain::take_projection(arena, out, in), order};
+  }
+  static constexpr Stack take_stack(Arena& arena, Index experts, Index out, Index in) {
+    return {Plain::take_stack(arena, experts, out, in), order};
+  }
+};
+template <class U, int order>
+struct WeightViews<const ArrangedWeights<U, order>> : WeightViews<ArrangedWeights<const U, order>> {
+};
+
+/// Two kinds of matrix that differ from the others where weights are arranged: those of plain
+/// elements that products read and nothing else (lm_head, eh_proj) are arranged too, and the
+/// projection that is also read head by head (kv_b_proj) is not.
+template <class U>
+struct ProductViews {
+  using Matrix = typename WeightViews<U>::Matrix;
+  using Headwise = typename WeightViews<U>::Projection;
+  static constexpr Matrix take_matrix(Arena& arena, Index out, Index in) {
+    return WeightViews<U>::take_matrix(arena, out, in);
+  }
+  static constexpr Headwise take_headwise(Arena& arena, Index out, Index in) {
+    return WeightViews<U>::take_projection(arena, out, in);
+  }
+};
+template <class U, int order>
+struct ProductViews<ArrangedWeights<U, order>> {
+  using Matrix = Arranged<typename WeightViews<U>::Matrix>;
+  using Headwise = typename WeightViews<U>::Projection;
+  static constexpr Matrix take_matrix(Arena& arena, Index out, Index in) {
+    return {WeightViews<U>::take_matrix(arena, out, in), order};
+  }
+  static constexpr Headwise take_headwise(Arena& arena, Index out, Index in) {
+    return WeightViews<U>::take_projection(arena, out, in);
+  }
+};
+template <class U, int order>
+struct ProductViews<const ArrangedWeights<U, order>>
+    : ProductViews<ArrangedWeights<const U, order>> {};
+
+/// A policy whose weights are arranged, in the order of that name: what InferenceModel computes in.
+template <class P, int order>
+struct ArrangedPolicy : P {};
+template <class P, int order>
+struct OperandOf<ArrangedPolicy<P, order>> {
+  using type = ArrangedWeights<operand_t<P>, order>;
+};
+
 template <class U>
 using vector_of = typename WeightViews<U>::Vector;
 template <class U>
@@ -123,5 +182,9 @@ template <class U>
 using projection_of = typename WeightViews<U>::Projection;
 template <class U>
 using stack_of = typename WeightViews<U>::Stack;
+template <class U>
+using product_matrix_of = typename ProductViews<U>::Matrix;
+template <class U>
+using headwise_of = typename ProductViews<U>::Headwise;
 
 }  // namespace dsv3

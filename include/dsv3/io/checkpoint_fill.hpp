@@ -54,9 +54,8 @@ concept FillsInPlace = std::is_base_of_v<HostMemory, Backend> &&
 };
 
 template <class Backend>
-void copy_in_place(Backend& backend, const SafetensorsTensor& tensor, void* to) {
-  for_each_row(backend, groups_of(tensor.bytes, CopyChunk::size),
-               CopyChunk{tensor.data, to, tensor.bytes});
+void copy_in_place(Backend& backend, const std::byte* from, Index bytes, void* to) {
+  for_each_row(backend, groups_of(bytes, CopyChunk::size), CopyChunk{from, to, bytes});
 }
 
 // Fills a master and, where it is a copy, its operand. Types and shapes were checked before.

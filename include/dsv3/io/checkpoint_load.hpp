@@ -10,17 +10,23 @@ namespace dsv3 {
 
 namespace detail {
 
-// Puts the codes and scales of an FP8 weight, as they are, into an operand of such codes.
-template <class P, class Backend, class C>
-void load_codes(Backend& backend, const SafetensorsTensor& tensor, const SafetensorsTensor& scales,
-                const Quantized<C>& operand) {
+// Puts the scales of an FP8 weight, as they are, into an operand of such codes.
+template <class Backend, class C>
+void load_scales(Backend& backend, const SafetensorsTensor& scales, const Quantized<C>& operand) {
   const View<float, 2> dense(operand.scales.data,
                              {operand.scales.extents[0], operand.scales.extents[1]});
+  read_to_backend(backend, scales, dense);
+}
+
+// The same for codes and scales.
+template <class Backend, class C>
+void load_codes(Backend& backend, const SafetensorsTensor& tensor, const SafetensorsTensor& scales,
+                const Quantized<C>& operand) {
   if constexpr (FillsInPlace<Backend>)
-    copy_in_place(backend, tensor, operand.codes.data);
+    copy_in_place(backend, tensor.data, tensor.bytes, operand.codes.data);
   else
     read_to_backend(backend, tensor, operand.codes);
-  read_to_backend(backend, scales, dense);
+  load_scales(backend, scales, operand);
 }
 
 // One tensor after the other through a buffer, then all operands from their masters, but for those
@@ -39,7 +45,7 @@ void load_through_buffer(Model& model, const CheckpointFiles& files) {
         [&](const std::string& name, const auto& operand) {
           if constexpr (requires { operand.codes; })
             if (const SafetensorsTensor& tensor = *files.find(name); tensor.dtype == DType::f8_e4m3)
-              load_codes<P>(model.backend(), tensor, *scales_of(files, name), operand);
+              load_codes(model.backend(), tensor, *scales_of(files, name), operand);
         },
         model.writable_operands());
 }
@@ -57,7 +63,7 @@ void load_in_place(Model& model, const CheckpointFiles& files) {
         if constexpr (requires { operand.codes; }) {
           fill_in_place(backend, tensor, scales, master, decltype(master.cols(0, 0)){});
           if (holds_checkpoint_codes<P>() && tensor.dtype == DType::f8_e4m3)
-            load_codes<P>(backend, tensor, *scales, operand);
+            load_codes(backend, tensor, *scales, operand);
           else
             model.refresh_operand(master, operand);
         } else {
@@ -81,22 +87,29 @@ void load_operand(Backend& backend, const SafetensorsTensor& tensor,
     read_to_backend(backend, tensor, operand, scales);
 }
 
+// Calls band(first row, rows) for bands of `most` rows.
+void for_each_band(Index rows, Index most, auto&& band) {
+  for (Index first = 0; first < rows; first += most) band(first, std::min(most, rows - first));
+}
+
+// Rows of about so many elements: whole groups of `unit` rows.
+constexpr Index band_rows(Index elements, Index unit, Index columns) {
+  return unit * std::max<Index>(1, elements / std::max<Index>(1, unit * columns));
+}
+
 // The same for codes: the file's own, or those of its values, a band of rows at a time.
 template <class P, class Backend, class C>
 void load_operand(Backend& backend, const SafetensorsTensor& tensor,
                   const SafetensorsTensor* scales, const QuantizedWeight<C>& operand) {
   if (holds_checkpoint_codes<P>() && tensor.dtype == DType::f8_e4m3) {
-    load_codes<P>(backend, tensor, *scales, operand);
+    load_codes(backend, tensor, *scales, operand);
     return;
   }
   using M = typename P::master;
-  constexpr Index elements = Index{1} << 22;
-  const Index rows = operand.extent(0), columns = operand.extent(1), group = operand.group_rows;
-  const Index groups = std::max<Index>(1, elements / std::max<Index>(1, group * columns));
-  const Index most = std::min(rows, groups * group);
+  const Index rows = operand.extent(0), columns = operand.extent(1);
+  const Index most = std::min(rows, band_rows(Index{1} << 22, operand.group_rows, columns));
   Buffer<Backend> memory(backend, Arena::bytes<M>(most * columns));
-  for (Index first = 0; first < rows; first += most) {
-    const Index count = std::min(most, rows - first);
+  for_each_band(rows, most, [&](Index first, Index count) {
     const View<M, 2> band(static_cast<M*>(memory.data()), {count, columns});
     if constexpr (FillsInPlace<Backend>) {
       fill_in_place(backend, tensor, scales, band, View<M, 2>(), first * columns);
@@ -108,6 +121,39 @@ void load_operand(Backend& backend, const SafetensorsTensor& tensor,
     quantize_weights(backend, as_const(band), operand.rows(first, count),
                      Projection<P>::rule(Route::dense));
     synchronize(backend);
+  });
+}
+
+// The same for arranged weights: bands go into their order while they are in the cache.
+template <class P, class Backend, class M>
+void load_operand(Backend& backend, const SafetensorsTensor& tensor,
+                  const SafetensorsTensor* scales, const Arranged<M>& operand) {
+  const auto elements = elements_of(operand);
+  using E = std::remove_cvref_t<decltype(*elements.data)>;
+  const Index columns = elements.extent(1);
+  constexpr Index unit = 32, bytes = Index{1} << 20;
+  const auto arrange_bands = [&](auto&& fill) {
+    for_each_band(elements.extent(0), band_rows(bytes / Index{sizeof(E)}, unit, columns),
+                  [&](Index first, Index count) {
+                    fill(first, count);
+                    arrange(backend, elements.rows(first, count));
+                  });
+  };
+  if constexpr (requires { operand.matrix.codes; }) {
+    if (!holds_checkpoint_codes<P>() || tensor.dtype != DType::f8_e4m3) {
+      load_operand<P>(backend, tensor, scales, operand.matrix);
+      arrange(backend, elements);
+      return;
+    }
+    arrange_bands([&](Index first, Index count) {
+      copy_in_place(backend, tensor.data + first * columns, count * columns, &elements(first, 0));
+    });
+    load_scales(backend, *scales, operand.matrix);
+  } else {
+    arrange_bands([&](Index first, Index count) {
+      fill_in_place(backend, tensor, scales, elements.rows(first, count), View<E, 2>(),
+                    first * columns);
+    });
   }
 }
 
@@ -144,7 +190,7 @@ void load_weights(InferenceModel<P, Backend, c>& model, const std::string& path)
   const CheckpointFiles files(path);
   detail::check_weights(model, files);
   auto& backend = model.backend();
-  for_each_tensor<P>(
+  for_each_tensor<typename InferenceModel<P, Backend, c>::Precision>(
       [&](const std::string& name, const auto& operand) {
         const SafetensorsTensor& tensor = *files.find(name);
         detail::advise(tensor.data, tensor.bytes, MADV_WILLNEED);

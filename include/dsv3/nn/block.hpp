@@ -84,24 +84,25 @@ struct Block {
   constexpr Saved make_saved(Arena& arena, bool is_moe, Index tokens, Index hidden,
                              Index sequences) const {
     const auto mla_saved = [&](Saved& saved) { saved.mla = mla.make_saved(arena, tokens); };
-    return make_saved(arena, is_moe, tokens, hidden, sequences, mla_saved);
+    return make_saved(arena, is_moe, tokens, hidden, sequences, mla_saved, true);
   }
 
-  /// The same for forward_around, which needs nothing of attention's.
+  /// What forward_around works in where no backward follows.
   constexpr Saved make_ffn_saved(Arena& arena, bool is_moe, Index tokens, Index hidden) const {
-    return make_saved(arena, is_moe, tokens, hidden, 0, [](Saved&) {});
+    return make_saved(
+        arena, is_moe, tokens, hidden, 0, [](Saved&) {}, false);
   }
 
  private:
   constexpr Saved make_saved(Arena& arena, bool is_moe, Index tokens, Index hidden, Index sequences,
-                             auto mla_saved) const {
+                             auto mla_saved, bool backward_follows) const {
     Saved saved;
     saved.x1 = arena.take<R>({tokens, hidden});
     mla_saved(saved);
     if (is_moe)
-      saved.moe = moe.make_saved(arena, tokens, sequences);
+      saved.moe = moe.make_saved(arena, tokens, sequences, backward_follows);
     else
-      saved.mlp = Mlp<P>::make_saved(arena, tokens, intermediate_size);
+      saved.mlp = Mlp<P>::make_saved(arena, tokens, intermediate_size, backward_follows);
     return saved;
   }
 

@@ -4,7 +4,7 @@
 #include <dsv3/core/arena.hpp>
 #include <dsv3/core/check.hpp>
 #include <dsv3/core/math.hpp>
-#include <dsv3/core/precision.hpp>
+#include <dsv3/core/weights.hpp>
 #include <dsv3/nn/linear.hpp>
 #include <dsv3/nn/rows.hpp>
 
@@ -75,7 +75,7 @@ struct SumRow {
 template <class P>
 struct Head {
   using T = typename P::activation;
-  using W = typename P::weight;
+  using Weight = product_matrix_of<const operand_t<P>>;
   using A = typename P::accumulator;
 
   /// Tokens whose logits are held at once: about 16 MiB of them, at least 64 tokens.
@@ -86,13 +86,13 @@ struct Head {
 
   /// Writes the logits [T, V].
   template <class Backend>
-  void logits(Backend& backend, View<const W, 2> weight, View<const T, 2> x, View<A, 2> z) const {
-    Linear{}.forward(backend, weight, x, z);
+  void logits(Backend& backend, const Weight& weight, View<const T, 2> x, View<A, 2> z) const {
+    gemm(backend, nt, x, weight, z, Output::overwrite);
   }
 
   /// Writes nll [T], each token's -log probability (0 where ignored), and loss [1].
   template <class Backend>
-  void loss(Backend& backend, View<const W, 2> weight, View<const T, 2> x,
+  void loss(Backend& backend, const Weight& weight, View<const T, 2> x,
             View<const std::int32_t, 1> labels, double scale, View<A, 1> nll, View<A, 1> loss,
             Arena& scratch) const {
     run(backend, weight, x, labels, scale, nll, loss, scratch, [](auto&&...) {});
@@ -101,7 +101,7 @@ struct Head {
   /// Writes nll and loss as loss() does; overwrites dx [T, H] and adds to dweight [V, H] the
   /// gradients of gradient_scale * sum_t nll[t].
   template <class Backend>
-  void loss_and_gradients(Backend& backend, View<const W, 2> weight, View<const T, 2> x,
+  void loss_and_gradients(Backend& backend, const Weight& weight, View<const T, 2> x,
                           View<const std::int32_t, 1> labels, double scale, double gradient_scale,
                           View<A, 1> nll, View<A, 1> loss, View<T, 2> dx,
                           View<typename P::master, 2> dweight, Arena& scratch) const {
@@ -128,7 +128,7 @@ struct Head {
 
  private:
   template <class Backend>
-  void run(Backend& backend, View<const W, 2> weight, View<const T, 2> x,
+  void run(Backend& backend, const Weight& weight, View<const T, 2> x,
            View<const std::int32_t, 1> labels, double scale, View<A, 1> nll, View<A, 1> loss,
            Arena& scratch, auto&& per_chunk) const {
     const Index tokens = x.extent(0), vocab = weight.extent(0);

@@ -61,7 +61,7 @@ struct Mla {
     projection_of<U> q_b_proj;            // [n (d_n + d_r), q_lora_rank]
     projection_of<U> kv_a_proj_with_mqa;  // [kv_lora_rank + d_r, H]
     vector_of<U> kv_a_layernorm;          // [kv_lora_rank]
-    projection_of<U> kv_b_proj;           // [n (d_n + d_v), kv_lora_rank]
+    headwise_of<U> kv_b_proj;             // [n (d_n + d_v), kv_lora_rank]
     projection_of<U> o_proj;              // [H, n d_v]
   };
 
@@ -80,8 +80,8 @@ struct Mla {
     }
     t.kv_a_proj_with_mqa = Views::take_projection(arena, c.kv_lora_rank + c.qk_rope_head_dim, H);
     t.kv_a_layernorm = Views::take_vector(arena, c.kv_lora_rank);
-    t.kv_b_proj =
-        Views::take_projection(arena, n * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank);
+    t.kv_b_proj = ProductViews<U>::take_headwise(arena, n * (c.qk_nope_head_dim + c.v_head_dim),
+                                                 c.kv_lora_rank);
     t.o_proj = Views::take_projection(arena, H, n * c.v_head_dim);
     return t;
   }

@@ -48,10 +48,11 @@ struct Mlp {
     typename Projection<P>::Stored a, b;  // [T, I] gate(x) and up(x)
   };
 
-  static constexpr Saved make_saved(Arena& arena, Index tokens, Index intermediate) {
+  static constexpr Saved make_saved(Arena& arena, Index tokens, Index intermediate,
+                                    bool backward_follows = true) {
     Saved saved;
-    saved.a = Projection<P>::take_stored(arena, tokens, intermediate);
-    saved.b = Projection<P>::take_stored(arena, tokens, intermediate);
+    saved.a = Projection<P>::take_stored(arena, tokens, intermediate, backward_follows);
+    saved.b = Projection<P>::take_stored(arena, tokens, intermediate, backward_follows);
     return saved;
   }
 

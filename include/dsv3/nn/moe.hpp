@@ -161,7 +161,8 @@ struct Moe {
     typename Mlp<P>::Saved shared;
   };
 
-  constexpr Saved make_saved(Arena& arena, Index tokens, Index sequences) const {
+  constexpr Saved make_saved(Arena& arena, Index tokens, Index sequences,
+                             bool backward_follows = true) const {
     const Index E = rule.n_routed_experts, K = rule.num_experts_per_tok;
     Saved saved;
     saved.scores = arena.take<A>({tokens, E});
@@ -172,10 +173,13 @@ struct Moe {
     saved.routing.slot_of_pair = arena.take<std::int32_t>({tokens, K});
     saved.frequency = arena.take<A>({sequences, E});
     saved.balance = arena.take<A>({1});
-    saved.a = Projection<P>::take_stored(arena, tokens * K, moe_intermediate_size);
-    saved.b = Projection<P>::take_stored(arena, tokens * K, moe_intermediate_size);
+    const auto stored = [&] {
+      return Projection<P>::take_stored(arena, tokens * K, moe_intermediate_size, backward_follows);
+    };
+    saved.a = stored();
+    saved.b = stored();
     if (shared_intermediate_size)
-      saved.shared = Mlp<P>::make_saved(arena, tokens, shared_intermediate_size);
+      saved.shared = Mlp<P>::make_saved(arena, tokens, shared_intermediate_size, backward_follows);
     return saved;
   }
 

@@ -30,9 +30,9 @@ struct Mtp {
 
   template <class U>
   struct Tensors {
-    vector_of<U> enorm;    // [H] of the embedding
-    vector_of<U> hnorm;    // [H] of the hidden state
-    matrix_of<U> eh_proj;  // [H, 2 H]
+    vector_of<U> enorm;            // [H] of the embedding
+    vector_of<U> hnorm;            // [H] of the hidden state
+    product_matrix_of<U> eh_proj;  // [H, 2 H]
     typename Block<P>::template Tensors<U> block;
     vector_of<U> shared_head_norm;  // [H]
   };
@@ -43,7 +43,7 @@ struct Mtp {
     using Views = WeightViews<U>;
     t.enorm = Views::take_vector(arena, c.hidden_size);
     t.hnorm = Views::take_vector(arena, c.hidden_size);
-    t.eh_proj = Views::take_matrix(arena, c.hidden_size, 2 * c.hidden_size);
+    t.eh_proj = ProductViews<U>::take_matrix(arena, c.hidden_size, 2 * c.hidden_size);
     t.block = Block<P>::template make_tensors<U>(c, layer, arena);
     t.shared_head_norm = Views::take_vector(arena, c.hidden_size);
     return t;
@@ -63,7 +63,7 @@ struct Mtp {
                      View<const T, 2> h, View<R, 2> u, Arena& scratch) const {
     const ArenaScope scope(scratch);
     const auto both = concatenate(backend, params, e, h, scratch);
-    Linear{}.forward(backend, params.eh_proj, both, u);
+    gemm(backend, nt, as_const(both), params.eh_proj, u, Output::overwrite);
   }
 
   /// Overwrites de and dh [T, H] from du; adds to grads.

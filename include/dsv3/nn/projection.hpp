@@ -54,13 +54,14 @@ struct Projection {
   using V = typename P::weight;
   /// An activation as products read it.
   using Input = View<const T, 2>;
-  /// An activation as it is kept until backward.
+  /// An activation as it is kept until backward; forward works in it, whether one follows or not.
   using Stored = View<T, 2>;
 
   /// An Input that is being written.
   using Operand = View<T, 2>;
 
-  static constexpr Stored take_stored(Arena& arena, Index rows, Index columns) {
+  static constexpr Stored take_stored(Arena& arena, Index rows, Index columns,
+                                      bool /*backward_follows*/ = true) {
     return arena.take<T>({rows, columns});
   }
   static constexpr Operand take_operand(Arena& arena, Index rows, Index columns) {
@@ -84,6 +85,11 @@ struct Projection {
   template <class Backend, class Y>
   void forward(Backend& backend, View<const V, 2> weight, Input x, View<Y, 2> y, Arena&) const {
     Linear{}.forward(backend, weight, x, y);
+  }
+  template <class Backend, class Y>
+  void forward(Backend& backend, const Arranged<View<const V, 2>>& weight, Input x, View<Y, 2> y,
+               Arena&) const {
+    gemm(backend, nt, x, weight, y, Output::overwrite);
   }
   template <class Backend, class DX, class G>
   void backward(Backend& backend, const char*, View<const V, 2> weight, Input x,
@@ -131,7 +137,7 @@ struct Projection<P> {
   using Code = typename P::code;
   using GradientCode = typename P::gradient_code;
   using Input = Quantized<const Code>;
-  /// An activation as it is kept until backward.
+  /// An activation as it is kept until backward; empty where none follows.
   using Stored = Quantized<Code>;
   /// An Input that is being written.
   using Operand = Quantized<Code>;
@@ -172,8 +178,9 @@ struct Projection<P> {
     return take_quantized<Code>(arena, rows, columns, P::tile ? 1 : 0, P::tile);
   }
 
-  static constexpr Stored take_stored(Arena& arena, Index rows, Index columns) {
-    return take_rows(arena, rows, columns);
+  static constexpr Stored take_stored(Arena& arena, Index rows, Index columns,
+                                      bool backward_follows = true) {
+    return backward_follows ? take_rows(arena, rows, columns) : Stored();
   }
   static constexpr Operand take_operand(Arena& arena, Index rows, Index columns) {
     return take_rows(arena, rows, columns);
@@ -207,7 +214,8 @@ struct Projection<P> {
     }
   }
 
-  /// h = silu(a) * b as the input of a projection, and a and b as they are kept, in one pass.
+  /// h = silu(a) * b as the input of a projection, and a and b as they are kept, in one pass;
+  /// saved_a and saved_b may be empty.
   template <class Backend>
   void swiglu(Backend& backend, const Site& site, View<const T, 2> a, View<const T, 2> b,
               Stored saved_a, Stored saved_b, Quantized<Code> h, Arena& scratch) const {
@@ -220,8 +228,10 @@ struct Projection<P> {
       const ArenaScope scope(scratch);
       const auto plain = scratch.take<T>({a.extent(0), a.extent(1)});
       for_each_row(backend, a.extent(0), detail::SwigluForwardRow<T>{a, b, plain});
-      whole<Code>(backend, {}, a, saved_a, scale_rule, RoundNearest{}, scratch);
-      whole<Code>(backend, {}, b, saved_b, scale_rule, RoundNearest{}, scratch);
+      if (saved_a.extent(0))
+        whole<Code>(backend, {}, a, saved_a, scale_rule, RoundNearest{}, scratch);
+      if (saved_b.extent(0))
+        whole<Code>(backend, {}, b, saved_b, scale_rule, RoundNearest{}, scratch);
       whole<Code>(backend, site, as_const(plain), h, scale_rule, RoundNearest{}, scratch);
     } else {
       for_each_row(backend, a.extent(0),
@@ -277,6 +287,12 @@ struct Projection<P> {
     product(backend, nt, x, weight, y, Output::overwrite, scratch);
   }
 
+  template <class Backend, class Y>
+  void forward(Backend& backend, const Arranged<QuantizedWeight<const Code>>& weight, Input x,
+               View<Y, 2> y, Arena&) const {
+    gemm(backend, nt, x, weight, y, Output::overwrite);
+  }
+
   /// Overwrites dx = dy weight or adds to it.
   template <class Backend, class DX>
   void backward_input(Backend& backend, Quantized<const Code> weight,
@@ -321,6 +337,11 @@ struct Projection<P> {
   void forward(Backend& backend, QuantizedStack<const Code> weight, Input x,
                View<const Index, 1> offsets, View<Y, 2> y, Arena& scratch) const {
     grouped(backend, nt, x, weight, y, offsets, Output::overwrite, scratch);
+  }
+  template <class Backend, class Y>
+  void forward(Backend& backend, const Arranged<QuantizedWeightStack<const Code>>& weight, Input x,
+               View<const Index, 1> offsets, View<Y, 2> y, Arena&) const {
+    grouped_gemm(backend, nt, x, weight, y, offsets, Output::overwrite);
   }
   template <class Backend, class DX>
   void backward_input(Backend& backend, QuantizedStack<const Code> weight,

@@ -57,7 +57,7 @@ struct ScatterAddRow {
   }
 };
 
-// A copy of integers.
+// A copy.
 template <class T>
 struct CopyRow {
   View<const T, 2> x;

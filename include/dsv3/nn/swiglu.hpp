@@ -41,7 +41,7 @@ struct SwigluBackwardRow {
 };
 
 // The same on codes: h = silu(a) * b rounded to T, as the codes that the down projection reads, and
-// a and b as the codes that backward reads.
+// a and b as the codes that backward reads, where they are kept.
 template <class T, class C>
 struct SwigluQuantizeRow {
   View<const T, 2> a, b;
@@ -51,8 +51,10 @@ struct SwigluQuantizeRow {
   DSV3_HD void operator()(auto team, Index t) const {
     using A = accum_t<T>;
     const RoundNearest nearest;
-    quantize_row(team, saved_a, t, rule, nearest, [&](Index j) { return A(a(t, j)); });
-    quantize_row(team, saved_b, t, rule, nearest, [&](Index j) { return A(b(t, j)); });
+    if (saved_a.extent(0)) {
+      quantize_row(team, saved_a, t, rule, nearest, [&](Index j) { return A(a(t, j)); });
+      quantize_row(team, saved_b, t, rule, nearest, [&](Index j) { return A(b(t, j)); });
+    }
     quantize_row(team, h, t, rule, nearest, [&](Index j) {
       const A gate = A(a(t, j));
       return A(T(gate * sigmoid(gate) * A(b(t, j))));

@@ -13,8 +13,8 @@ template <class P, class U>
 struct ModelTensors {
   matrix_of<U> embed_tokens;  // [vocab_size, H]
   std::vector<typename Block<P>::template Tensors<U>> layers;
-  vector_of<U> norm;     // [H]
-  matrix_of<U> lm_head;  // [vocab_size, H]
+  vector_of<U> norm;             // [H]
+  product_matrix_of<U> lm_head;  // [vocab_size, H]
   std::vector<typename Mtp<P>::template Tensors<U>> mtp;
 
   /// Views of the right shapes from an arena, in a fixed order.
@@ -25,7 +25,7 @@ struct ModelTensors {
     for (Index l = 0; l < c.num_hidden_layers; ++l)
       t.layers.push_back(Block<P>::template make_tensors<U>(c, l, arena));
     t.norm = Views::take_vector(arena, c.hidden_size);
-    t.lm_head = Views::take_matrix(arena, c.vocab_size, c.hidden_size);
+    t.lm_head = ProductViews<U>::take_matrix(arena, c.vocab_size, c.hidden_size);
     for (Index k = 0; k < c.num_nextn_predict_layers; ++k)
       t.mtp.push_back(Mtp<P>::template make_tensors<U>(c, c.num_hidden_layers + k, arena));
     return t;

@@ -79,13 +79,33 @@ void rows_to_panels(const A* rows, Index n, Index features_padded, A* panels) {
 }
 
 // c [rows][c_stride] = or += a [rows][a_stride] times `columns` (padded) columns of panels.
+template <class Kernel>
+void multiply_panels(Index rows, Index steps, const typename Kernel::Packed* a, Index a_stride,
+                     const typename Kernel::Packed* panels, Index columns, typename Kernel::Sum* c,
+                     Index c_stride, bool add) {
+  constexpr Index width = 2 * Kernel::S::lanes;
+  for (Index s = 0; s < columns; s += width, panels += steps * Kernel::step * width)
+    multiply_panel<Kernel>(rows, steps, a, a_stride, panels,
+                           PlainTarget<Kernel>{c + s, c_stride, add}, {});
+}
 template <class A>
 void multiply(Index rows, Index steps, const A* a, Index a_stride, const A* panels, Index columns,
               A* c, Index c_stride, bool add) {
-  constexpr Index width = panel_width<A>();
-  for (Index s = 0; s < columns; s += width, panels += steps * width)
-    multiply_panel<FmaKernel<A>>(rows, steps, a, a_stride, panels,
-                                 PlainTarget<FmaKernel<A>>{c + s, c_stride, add}, {});
+  multiply_panels<FmaKernel<A>>(rows, steps, a, a_stride, panels, columns, c, c_stride, add);
+}
+
+// The largest of s[0 ... n) and `least`, in lanes; n a multiple of 16 or less.
+template <class A>
+A largest_of(const A* s, Index n, A least) {
+  A lane[16];
+  for (Index c = 0; c < 16; ++c) lane[c] = least;
+  Index j = 0;
+  for (; j + 16 <= n; j += 16)
+    for (Index c = 0; c < 16; ++c) lane[c] = s[j + c] > lane[c] ? s[j + c] : lane[c];
+  for (; j < n; ++j) lane[0] = s[j] > lane[0] ? s[j] : lane[0];
+  for (Index half = 8; half > 0; half /= 2)
+    for (Index c = 0; c < half; ++c) lane[c] = lane[c + half] > lane[c] ? lane[c + half] : lane[c];
+  return lane[0];
 }
 
 // Parts of a thread's memory start at multiples of 16 elements.
@@ -141,8 +161,7 @@ void attention_forward_tile(const AttentionOf<T>& in, Index head, Index t0, Inde
       A* s = m.scores + r * key_columns;
       const Index seen = std::min(keys, own + r - j0 + 1);
       for (Index j = seen; j < columns; ++j) s[j] = -infinity;
-      A next = m.largest[r];
-      for (Index j = 0; j < columns; ++j) next = s[j] > next ? s[j] : next;
+      const A next = largest_of(s, columns, m.largest[r]);
       const A keep = exp(scale * (m.largest[r] - next));
       A part[16] = {};
       for (Index j = 0; j < columns; j += panel_width<A>())

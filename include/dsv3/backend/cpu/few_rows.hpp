@@ -3,12 +3,17 @@
 // bits whatever else is computed beside it.
 #pragma once
 
+#include <dsv3/backend/cpu/arrange.hpp>
 #include <dsv3/backend/cpu/micro_kernel.hpp>
 
 namespace dsv3::detail {
 
 // The most rows that are multiplied so.
 constexpr Index few_rows = 8;
+
+// How many bytes before it is read an arranged panel is asked for: what lies behind one panel is
+// the next.
+constexpr Index arranged_ahead = 8192;
 
 // The lines of a panel of columns along K in the order in which they are read, and those of the
 // panel after it, which lies behind it: what is read soon is asked for now.
@@ -115,6 +120,42 @@ void multiply_codes(const Operand<Code>& b, Index j, Index columns, Index k, Ind
 }
 #endif
 
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VBMI__)
+// The same against an arranged panel.
+template <int Rows, class Code>
+void multiply_arranged_codes(const Code* panel, Index depth, Index segment, Index rows,
+                             const bf16* a, Index a_stride,
+                             const ScaledTarget<Bf16Kernel>& target) {
+  const bf16* left[Rows];
+  for (int r = 0; r < Rows; ++r) left[r] = a + std::min<Index>(r, rows - 1) * a_stride;
+  for (Index first = 0; first < depth; first += segment) {
+    const Index end = std::min(depth, first + segment);
+    __m512 sum[Rows][2];
+    for (int r = 0; r < Rows; ++r) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
+    for (Index at = first; at < end; at += 4, panel += 128) {
+      __m512i pair[2][2];
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        const Code* codes = panel + 64 * half;
+        __builtin_prefetch(codes + arranged_ahead, 0, 2);
+        decode_words<Code>(_mm512_loadu_si512(codes), pair[half][0], pair[half][1]);
+      }
+#pragma GCC unroll 2
+      for (int step = 0; step < 2; ++step)
+#pragma GCC unroll 8
+        for (int r = 0; r < Rows; ++r) {
+          const __m512i x = Bf16Kernel::broadcast(left[r] + at + 2 * step);
+          sum[r][0] = Bf16Kernel::multiply_add(x, pair[0][step], sum[r][0]);
+          sum[r][1] = Bf16Kernel::multiply_add(x, pair[1][step], sum[r][1]);
+        }
+    }
+    const auto to = target.segment(first / segment);
+    for (int r = 0; r < Rows; ++r)
+      if (r < rows) to.put(r, sum[r][0], sum[r][1]);
+  }
+}
+#endif
+
 #if defined(__AVX512F__) && defined(__AVX512BW__)
 // A few rows against the columns [j, j + columns) along K. Rows beyond `rows` repeat the last one.
 template <class Kernel, int Rows>
@@ -196,6 +237,32 @@ void multiply_words(const Operand<typename Kernel::Packed>& b, Index j, Index co
 }
 #endif
 
+// A few rows against an arranged panel.
+template <class Kernel, int Rows>
+void multiply_arranged_words(const typename Kernel::Packed* panel, Index depth, Index rows,
+                             const typename Kernel::Packed* a, Index a_stride,
+                             const PlainTarget<Kernel>& target) {
+  constexpr Index lanes = Kernel::S::lanes, step = Kernel::step;
+  const typename Kernel::Packed* left[Rows];
+  for (int r = 0; r < Rows; ++r) left[r] = a + std::min<Index>(r, rows - 1) * a_stride;
+  typename Kernel::S::Vector sum[Rows][2];
+  for (int r = 0; r < Rows; ++r) sum[r][0] = sum[r][1] = Kernel::S::zero();
+  for (Index at = 0; at < depth; at += step, panel += 2 * lanes * step) {
+    const char* soon = reinterpret_cast<const char*>(panel) + arranged_ahead;
+    __builtin_prefetch(soon, 0, 2);
+    __builtin_prefetch(soon + 64, 0, 2);
+    const auto b0 = Kernel::panel(panel), b1 = Kernel::panel(panel + lanes * step);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      const auto x = Kernel::broadcast(left[r] + at);
+      sum[r][0] = Kernel::multiply_add(x, b0, sum[r][0]);
+      sum[r][1] = Kernel::multiply_add(x, b1, sum[r][1]);
+    }
+  }
+  for (int r = 0; r < Rows; ++r)
+    if (r < rows) target.put(r, sum[r][0], sum[r][1]);
+}
+
 // Calls run with the smallest of 1, 2, 4 and 8 that holds `rows`, as a constant.
 template <class F>
 bool with_few_rows(Index rows, F run) {
@@ -218,6 +285,12 @@ bool multiply_unpacked([[maybe_unused]] const Operand<TB>& b, [[maybe_unused]] I
                        [[maybe_unused]] const typename Kernel::Packed* a,
                        [[maybe_unused]] Index a_stride,
                        [[maybe_unused]] const PlainTarget<Kernel>& target) {
+  if constexpr (std::is_same_v<TB, typename Kernel::Packed>)
+    if (rows <= few_rows && j < b.arranged)
+      return with_few_rows(rows, [&](auto count) {
+        multiply_arranged_words<Kernel, count>(b.panel(j, k, 2 * Kernel::S::lanes), depth, rows, a,
+                                               a_stride, target);
+      });
 #if defined(__AVX512F__) && defined(__AVX512BW__)
   if constexpr (by_words<Kernel> && std::is_same_v<TB, typename Kernel::Packed>) {
     if (rows > few_rows || !b.along_k) return false;
@@ -239,6 +312,11 @@ bool multiply_unpacked([[maybe_unused]] const Operand<TB>& b, [[maybe_unused]] I
 #if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VBMI__)
   if constexpr (is_fp8<TB>) {
     if (rows > few_rows || !b.along_k || depth % 4 != 0) return false;
+    if (j < b.arranged)
+      return with_few_rows(rows, [&](auto count) {
+        multiply_arranged_codes<count>(b.panel(j, k, 32), depth, segment, rows, a, a_stride,
+                                       target);
+      });
     return with_few_rows(rows, [&](auto count) {
       multiply_codes<count>(b, j, columns, k, depth, segment, rows, a, a_stride, target);
     });

@@ -12,7 +12,7 @@ Index fused_latent_attention_bytes(const Cpu& cpu, Index tokens, Index heads, In
                                    Index rope, Index keys) {
   using A = accum_t<T>;
   const Index splits = groups_of(keys, detail::LatentTiles::split), rows = tokens * heads;
-  return Arena::bytes<A>(detail::LatentAttentionMemory<A>::elements(latent, rope) * cpu.threads()) +
+  return Arena::bytes<A>(detail::LatentAttentionMemory<T>::elements(latent, rope) * cpu.threads()) +
          Arena::bytes<A>(rows * splits * detail::padded<A>(latent)) +
          2 * Arena::bytes<A>(rows * splits) + Arena::bytes<Index>(tokens + 1);
 }
@@ -28,7 +28,7 @@ void fused_latent_attention(Cpu& cpu, View<const T, 3> q_latent, View<const T, 3
                             View<T, 3> o, Arena& scratch) {
   using A = accum_t<T>;
   using Tiles = detail::LatentTiles;
-  using Memory = detail::LatentAttentionMemory<A>;
+  using Memory = detail::LatentAttentionMemory<T>;
   const ArenaScope scope(scratch);
   const detail::LatentAttentionOf<T, C> in{q_latent, q, pages, table, scale};
   const Index tokens = q.extent(0), heads = q.extent(1), latent = in.latent(), rope = in.rope();

@@ -14,10 +14,16 @@ struct LatentTiles {
   static constexpr Index rows = 64;  // pairs of token and head that share a tile
 };
 
-template <class A>
+// One thread's memory, counted in elements of A. Scores are products of queries and keys as they
+// are, of type T; what is added up, weights and values, is of type A.
+template <class T>
 struct LatentAttentionMemory {
   using Tiles = LatentTiles;
-  A *q, *tile, *keys, *values, *scores, *sum, *largest, *denominator;
+  using A = accum_t<T>;
+  using Kernel = KernelFor<T, T, T>;
+  typename Kernel::Packed *q, *keys;
+  T* tile;
+  A *values, *scores, *sum, *largest, *denominator;
 
   static constexpr Index sizes(Index latent, Index rope, int i) {
     const Index width = padded<A>(latent + rope), v = padded<A>(latent);
@@ -37,8 +43,13 @@ struct LatentAttentionMemory {
     return n;
   }
   LatentAttentionMemory(A* memory, Index latent, Index rope) {
-    A** parts[] = {&q, &tile, &keys, &values, &scores, &sum, &largest, &denominator};
-    for (int i = 0; i < 8; memory += sizes(latent, rope, i), ++i) *parts[i] = memory;
+    int i = 0;
+    const auto part = [&](auto*& pointer) {
+      pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(memory);
+      memory += sizes(latent, rope, i++);
+    };
+    part(q), part(tile), part(keys), part(values), part(scores), part(sum), part(largest);
+    part(denominator);
   }
 };
 
@@ -60,49 +71,75 @@ struct LatentAttentionOf {
   Index latent() const { return pages.latent.extent(1); }
   Index rope() const { return pages.rope.extent(1); }
 
-  // Keys [j, j + n) of a part as rows of A, `stride` apart. Slots of one block follow one another.
-  void load_keys(Index part, Index j, Index n, A* rows, Index stride) const {
-    for (const Index end = j + n; j < end;) {
-      const Index left = table.block_size - j % table.block_size, count = std::min(left, end - j);
-      const Index slot = table.slot(part, j);
-      for (Index i = 0; i < count; ++i, rows += stride) load(slot + i, rows);
-      j += count;
-    }
+  // Keys [j, j + n) of a part as rows, `stride` apart: the latent of a slot and its rotated key.
+  void load_keys(Index part, Index j, Index n, T* rows, Index stride) const {
+    using Element = CacheElement<C>;
+    const Index r = latent(), d = rope();
+    for_each_slot(part, j, n, [&](Index slot) {
+      if constexpr (std::is_same_v<C, T>)
+        std::copy_n(&pages.latent(slot, 0), r, rows);
+      else
+        for (Index i = 0; i < r; ++i) rows[i] = pages.template latent_as<T>(slot, i);
+      if constexpr (std::is_same_v<typename Element::Rope, T>)
+        std::copy_n(&pages.rope(slot, 0), d, rows + r);
+      else
+        for (Index i = 0; i < d; ++i) rows[r + i] = pages.template rope_as<T>(slot, i);
+      rows += stride;
+    });
+  }
+
+  // Asks the memory for those keys.
+  void ask_keys(Index part, Index j, Index n) const {
+    const auto ask = [](const auto* from, Index elements) {
+      const auto* line = reinterpret_cast<const char*>(from);
+      const char* end = reinterpret_cast<const char*>(from + elements);
+      for (; line < end; line += 64) __builtin_prefetch(line, 0, 2);
+    };
+    for_each_slot(part, j, n, [&](Index slot) {
+      ask(&pages.latent(slot, 0), latent());
+      ask(&pages.rope(slot, 0), rope());
+    });
   }
 
  private:
-  // The latent of a slot and its rotated key as one row of A.
-  void load(Index slot, A* row) const {
-    const Index r = latent(), d = rope();
-    using Element = CacheElement<C>;
-    if constexpr (std::is_same_v<C, T>)
-      widen_row(&pages.latent(slot, 0), row, r);
-    else
-      for (Index j = 0; j < r; ++j) row[j] = A(pages.template latent_as<T>(slot, j));
-    if constexpr (std::is_same_v<typename Element::Rope, T>)
-      widen_row(&pages.rope(slot, 0), row + r, d);
-    else
-      for (Index j = 0; j < d; ++j) row[r + j] = A(pages.template rope_as<T>(slot, j));
+  // Slots of one block follow one another.
+  void for_each_slot(Index part, Index j, Index n, auto&& f) const {
+    for (const Index end = j + n; j < end;) {
+      const Index left = table.block_size - j % table.block_size, count = std::min(left, end - j);
+      const Index slot = table.slot(part, j);
+      for (Index i = 0; i < count; ++i) f(slot + i);
+      j += count;
+    }
   }
 };
 
 // Tokens [t0, t0 + tokens) of one part, heads [h0, h0 + heads), the keys of one split.
 template <class T, class C>
 void latent_attention_split(const LatentAttentionOf<T, C>& in, Index t0, Index tokens, Index h0,
-                            Index heads, Index split, const LatentAttentionMemory<accum_t<T>>& m,
+                            Index heads, Index split, const LatentAttentionMemory<T>& m,
                             const LatentPartials<accum_t<T>>& partials) {
   using A = accum_t<T>;
   using Tiles = LatentTiles;
+  using Kernel = typename LatentAttentionMemory<T>::Kernel;
+  using Packed = typename Kernel::Packed;
   constexpr Index key_columns = padded<A>(Tiles::keys), panel = panel_width<A>();
   const Index r_kv = in.latent(), d_r = in.rope(), width = r_kv + d_r, stride = padded<A>(width);
+  const Index steps = (width + Kernel::step - 1) / Kernel::step;
   const Index v_pad = padded<A>(r_kv), rows = tokens * heads, all_heads = in.q.extent(1);
   const Index part = in.table.part(t0), nope = in.q.extent(2) - d_r;
   const A scale = A(in.scale), infinity = std::numeric_limits<A>::infinity();
   for (Index r = 0; r < rows; ++r) {
     const Index t = t0 + r / heads, head = h0 + r % heads;
-    A* row = m.q + r * stride;
-    widen_row(&in.q_latent(t, head, 0), row, r_kv);
-    widen_row(&in.q(t, head, 0) + nope, row + r_kv, d_r);
+    Packed* row = m.q + r * stride;
+    for (Index j = width; j < steps * Kernel::step; ++j) row[j] = Packed(A(0));
+    const auto put = [](const T* from, Packed* to, Index n) {
+      if constexpr (std::is_same_v<T, Packed>)
+        std::copy_n(from, n, to);
+      else
+        widen_row(from, to, n);
+    };
+    put(&in.q_latent(t, head, 0), row, r_kv);
+    put(&in.q(t, head, 0) + nope, row + r_kv, d_r);
     m.largest[r] = -infinity, m.denominator[r] = A(0);
   }
   std::fill(m.sum, m.sum + rows * v_pad, A(0));
@@ -111,10 +148,14 @@ void latent_attention_split(const LatentAttentionOf<T, C>& in, Index t0, Index t
   for (Index j0 = split * Tiles::split; j0 < end; j0 += Tiles::keys) {
     const Index keys = std::min(Tiles::keys, end - j0), columns = padded<A>(keys);
     in.load_keys(part, j0, keys, m.tile, stride);
-    const Operand<A> along{m.tile, stride, true}, across{m.tile, stride, false};
+    const Index next_keys = std::min(Tiles::keys, end - j0 - keys);
+    if (next_keys > 0) in.ask_keys(part, j0 + keys, next_keys);
+    const Operand<T> along{m.tile, stride, true}, across{m.tile, stride, false};
     for (Index s = 0; s < keys; s += panel)
-      pack_right<FmaKernel<A>>(along, s, std::min(panel, keys - s), 0, width, m.keys + s * width);
-    multiply(rows, width, m.q, stride, m.keys, columns, m.scores, key_columns, false);
+      pack_right<Kernel>(along, s, std::min(panel, keys - s), 0, width,
+                         m.keys + s * steps * Kernel::step);
+    multiply_panels<Kernel>(rows, steps, m.q, stride, m.keys, columns, m.scores, key_columns,
+                            false);
     for (Index r = 0; r < rows; ++r) {
       A* s = m.scores + r * key_columns;
       const Index seen = std::min(keys, in.table.position(t0 + r / heads) - j0 + 1);
@@ -123,8 +164,7 @@ void latent_attention_split(const LatentAttentionOf<T, C>& in, Index t0, Index t
         continue;
       }
       for (Index j = seen; j < columns; ++j) s[j] = -infinity;
-      A next = m.largest[r];
-      for (Index j = 0; j < columns; ++j) next = s[j] > next ? s[j] : next;
+      const A next = largest_of(s, columns, m.largest[r]);
       const A keep = exp(scale * (m.largest[r] - next));
       A sums[16] = {};
       for (Index j = 0; j < columns; j += panel)

@@ -12,11 +12,15 @@ template <class T>
 struct Operand {
   const T* data;
   Index stride;
-  bool along_k;  // k is the contiguous dimension
+  bool along_k;        // k is the contiguous dimension
+  Index arranged = 0;  // the first so many i stand in panels (arrange.hpp)
 
   const T* at(Index i, Index k) const {
     return along_k ? data + i * stride + k : data + k * stride + i;
   }
+  // From k on in the panel of `width` positions that begins at i; arranged operands have no gaps
+  // between rows.
+  const T* panel(Index i, Index k, Index width) const { return data + i * stride + k * width; }
 };
 
 // The elements of one step of a product, as one word: a float, or a pair of bf16 along K. Only such

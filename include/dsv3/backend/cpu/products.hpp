@@ -3,6 +3,7 @@
 
 #include <dsv3/backend/cpu/context.hpp>
 #include <dsv3/backend/cpu/encode.hpp>
+#include <dsv3/core/arranged.hpp>
 #include <dsv3/core/product.hpp>
 
 namespace dsv3 {
@@ -59,6 +60,21 @@ auto product_of(View<TA, 2> a, View<TB, 2> b, View<TC, 2> c) {
                              left ? a.extent(0) : a.extent(1)};
 }
 
+template <Product p, class TA, class TB, class TC>
+auto product_of(const char*, View<TA, 2> a, View<TB, 2> b, View<TC, 2> c) {
+  return product_of<p>(a, b, c);
+}
+
+// The matrix that an operand is, arranged or not.
+template <class B>
+const B& matrix_of_operand(const B& b) {
+  return b;
+}
+template <class M>
+const M& matrix_of_operand(const Arranged<M>& b) {
+  return b.matrix;
+}
+
 // The longest run along K within which neither operand's scale changes, bounded by the interval at
 // which sums of codes are promoted to float.
 template <class S>
@@ -88,6 +104,26 @@ auto product_of(const char* caller, const Quantized<CA>& a, const Quantized<CB>&
   product.a_scales = operand_scales(a, !left);
   product.b_scales = operand_scales(b, right);
   product.segment = scale_segment(caller, product.a_scales, product.b_scales);
+  return product;
+}
+
+// Says of a product that its right operand is arranged.
+template <class TA, class TB, class TC>
+void set_arranged(const char* caller, ProductOf<TA, TB, TC>& product, int order) {
+  static_assert(std::is_same_v<typename ProductOf<TA, TB, TC>::Kernel, ArrangedKernel<TB>>,
+                "an arranged operand is multiplied by operands of its own type");
+  if (order != arranged_order)
+    throw std::invalid_argument(std::string(caller) + ": order of the arranged operand (" +
+                                std::to_string(order) + ") must be that of this code (" +
+                                std::to_string(arranged_order) +
+                                "): both must be compiled for the same instructions");
+  product.b.arranged = arranged_rows<TB>(product.columns, product.depth);
+}
+template <Product p, class A, class M, class TC>
+requires(p == Product::nt) auto product_of(const char* caller, const A& a, const Arranged<M>& b,
+                                           View<TC, 2> c) {
+  auto product = product_of<p>(caller, a, b.matrix, c);
+  set_arranged(caller, product, b.order);
   return product;
 }
 
@@ -135,6 +171,39 @@ void run_ragged(Cpu& cpu, View<const Index, 1> offsets, Index n, Index depth, bo
   });
 }
 
+// grouped_gemm nt and nn: a and b plain or of codes, b perhaps arranged.
+template <Product p, class A, class B, class TC>
+void run_experts(Cpu& cpu, ProductTag<p>, const A& a, const B& b, View<TC, 2> c,
+                 View<const Index, 1> offsets, Output output) {
+  const Index experts = offsets.extent(0) - 1;
+  check_equal("grouped_gemm", "matrices of b", b.extent(0), "experts", experts);
+  check_product<p>("grouped_gemm", a.extent(0), a.extent(1), b.extent(1), b.extent(2), c.extent(0),
+                   c.extent(1));
+  if (experts <= 0) return;
+  const auto run = [&](const auto& product) {
+    run_ragged(cpu, offsets, c.extent(1), a.extent(1), output == Output::add, product);
+  };
+  if constexpr (requires { a.codes; }) {
+    const auto whole = product_of<p>("grouped_gemm", a, b[0], c);  // checks groups and order
+    run([&](Index e, Index first, Index count) {
+      const auto matrix = b[e];
+      const auto& codes = matrix_of_operand(matrix);
+      auto product = whole;
+      product.a.data = a.codes.rows(first, count).data;
+      product.b.data = codes.codes.data;
+      product.c = c.rows(first, count).data;
+      product.rows = count;
+      product.a_scales.data += first / a.group_rows * product.a_scales.i_stride;
+      product.b_scales = operand_scales(codes, p == Product::nt);
+      return product;
+    });
+  } else {
+    run([&](Index e, Index first, Index count) {
+      return product_of<p>("grouped_gemm", a.rows(first, count), b[e], c.rows(first, count));
+    });
+  }
+}
+
 }  // namespace detail
 
 /// Primitive. The matrix product that the tag names; operands may have rows apart.
@@ -150,6 +219,17 @@ void gemm(Cpu& cpu, ProductTag<p>, View<TA, 2> a, View<TB, 2> b, View<TC, 2> c, 
   detail::run_products(cpu, 1, c.extent(0), c.extent(1), a.extent(p == Product::tn ? 0 : 1),
                        output == Output::add,
                        [&](Index) { return detail::product_of<p>(a, b, c); });
+}
+
+/// Primitive. The same by an arranged operand, plain or of codes.
+template <Product p, class A, class M, class TC>
+requires(p == Product::nt) void gemm(Cpu& cpu, ProductTag<p>, const A& a, const Arranged<M>& b,
+                                     View<TC, 2> c, Output output) {
+  detail::check_product<p>("gemm", a.extent(0), a.extent(1), b.extent(0), b.extent(1), c.extent(0),
+                           c.extent(1));
+  const auto product = detail::product_of<p>("gemm", a, b, c);
+  detail::run_products(cpu, 1, c.extent(0), c.extent(1), product.depth, output == Output::add,
+                       [&](Index) { return product; });
 }
 
 /// Primitive. gemm for each entry of the first dimension.
@@ -194,13 +274,7 @@ void grouped_gemm(Cpu& cpu, ProductTag<p>, View<TA, 2> a, View<TB, RankB> b, Vie
           return detail::product_of<p>(a.rows(first, count), b.rows(first, count), c[e]);
         });
   } else {
-    check_equal("grouped_gemm", "matrices of b", b.extent(0), "experts", experts);
-    detail::check_product<p>("grouped_gemm", a.extent(0), a.extent(1), b.extent(1), b.extent(2),
-                             c.extent(0), c.extent(1));
-    detail::run_ragged(
-        cpu, offsets, c.extent(1), a.extent(1), add, [&](Index e, Index first, Index count) {
-          return detail::product_of<p>(a.rows(first, count), b[e], c.rows(first, count));
-        });
+    detail::run_experts(cpu, ProductTag<p>{}, a, b, c, offsets, output);
   }
 }
 
@@ -226,26 +300,18 @@ void gemm(Cpu& cpu, ProductTag<p>, Quantized<CA> a, Quantized<CB> b, View<TC, 2>
 
 /// Primitive. grouped_gemm on codes, nt and nn: one matrix of b for each expert.
 template <Product p, class CA, class CB, class TC>
-requires(p != Product::tn) void grouped_gemm(Cpu& cpu, ProductTag<p>, Quantized<CA> a,
+requires(p != Product::tn) void grouped_gemm(Cpu& cpu, ProductTag<p> tag, Quantized<CA> a,
                                              QuantizedStack<CB> b, View<TC, 2> c,
                                              View<const Index, 1> offsets, Output output) {
-  const Index experts = offsets.extent(0) - 1;
-  check_equal("grouped_gemm", "matrices of b", b.extent(0), "experts", experts);
-  detail::check_product<p>("grouped_gemm", a.extent(0), a.extent(1), b.extent(1), b.extent(2),
-                           c.extent(0), c.extent(1));
-  if (experts <= 0) return;
-  const auto first_product = detail::product_of<p>("grouped_gemm", a, b[0], c);
-  detail::run_ragged(
-      cpu, offsets, c.extent(1), a.extent(1), output == Output::add,
-      [&](Index e, Index first, Index count) {
-        auto product = first_product;  // whose groups were checked
-        static_cast<decltype(detail::product_of<p>(a.codes, b.codes[0], c))&>(product) =
-            detail::product_of<p>(a.codes.rows(first, count), b.codes[e], c.rows(first, count));
-        product.a_scales = detail::operand_scales(a, true);
-        product.a_scales.data += first / a.group_rows * product.a_scales.i_stride;
-        product.b_scales = detail::operand_scales(b[e], p == Product::nt);
-        return product;
-      });
+  detail::run_experts(cpu, tag, a, b, c, offsets, output);
+}
+
+/// Primitive. grouped_gemm by an arranged stack, plain or of codes.
+template <Product p, class A, class M, class TC>
+requires(p == Product::nt) void grouped_gemm(Cpu& cpu, ProductTag<p> tag, const A& a,
+                                             const Arranged<M>& b, View<TC, 2> c,
+                                             View<const Index, 1> offsets, Output output) {
+  detail::run_experts(cpu, tag, a, b, c, offsets, output);
 }
 
 /// Primitive. grouped_gemm on codes, tn: c[e] sums over the rows of expert e, whose groups of rows

@@ -47,8 +47,22 @@ Ahead ahead_of(const Operand<T>& b, Index j, Index k, Index depth, Index columns
   constexpr Index width = 2 * Kernel::S::lanes, size = sizeof(T);
   const Index n = std::min(width, columns - j), deep = std::min(Kernel::depth, depth - k);
   if (deep <= 0) return {};
+  if (j < b.arranged) {
+    constexpr Index line = 1024;
+    return {reinterpret_cast<const char*>(b.panel(j, k, width)), line, line,
+            groups_of(deep * width * size, line)};
+  }
   const Index across = b.along_k ? n : deep, along = b.along_k ? deep : n;
   return {reinterpret_cast<const char*>(b.at(j, k)), b.stride * size, along * size, across};
+}
+
+// The panel at row j from k on, where it lies as the micro-kernel reads it; or null.
+template <class Kernel, class T>
+const typename Kernel::Packed* ready_panel([[maybe_unused]] const Operand<T>& b,
+                                           [[maybe_unused]] Index j, [[maybe_unused]] Index k) {
+  if constexpr (std::is_same_v<T, typename Kernel::Packed>)
+    if (j < b.arranged) return b.panel(j, k, 2 * Kernel::S::lanes);
+  return nullptr;
 }
 
 // Writes a tile's sums to c, or adds them to it; each element is rounded to TC once.
@@ -79,7 +93,8 @@ void copy_scales(const OperandScales<S>& scales, Index i, Index n, Index k, S* o
 // The tile [i, i + rows) x [j, j + columns) of a product. K is cut into blocks of Kernel::depth;
 // the sums of the blocks are added in ascending order in a tile that stays in the cache (rows of c
 // may be pages apart), then to c where `add`; each element is rounded to TC once. So an element's
-// bits depend on K and on the operands, not on the tile it lies in.
+// bits depend on K and on the operands, not on the tile it lies in. A few rows are packed along all
+// of K at once, so that arranged weights are read as they lie.
 template <class TA, class TB, class TC>
 void product_tile(const ProductOf<TA, TB, TC>& product, Index i, Index rows, Index j, Index columns,
                   bool add, std::byte* workspace) {
@@ -97,26 +112,44 @@ void product_tile(const ProductOf<TA, TB, TC>& product, Index i, Index rows, Ind
   A* sums = reinterpret_cast<A*>(workspace + TileLimits::left_bytes + TileLimits::panel_bytes);
   TC* c = product.c + i * product.c_stride + j;
   const Index sums_stride = (columns + width - 1) / width * width;
-  Index k = 0;
-  do {  // once where depth is 0: the sum is then 0
-    const Index depth = std::min(Kernel::depth, product.depth - k);
-    const Index steps = (depth + Kernel::step - 1) / Kernel::step;
-    pack_left<Kernel>(product.a, i, rows, k, depth, left, left_stride);
+  const Index blocks = groups_of(product.depth, Kernel::depth);
+  const bool few =
+      product.b.arranged > 0 && rows <= few_rows &&
+      blocks * rows * left_stride * static_cast<Index>(sizeof(P)) <= TileLimits::left_bytes;
+  const Index block = few ? blocks * Kernel::depth : Kernel::depth;
+  if (product.depth == 0) std::fill(sums, sums + rows * sums_stride, A(0));
+  for (Index begin = 0; begin < product.depth; begin += block) {
+    const Index length = std::min(block, product.depth - begin);
+    for (Index k = 0; k < length; k += Kernel::depth)
+      pack_left<Kernel>(product.a, i, rows, begin + k, std::min(Kernel::depth, length - k),
+                        left + k / Kernel::depth * rows * left_stride, left_stride);
     if (rows <= few_rows && product.b.along_k)
-      PanelStream::begin(product.b, j, std::min(width, columns), k);
-    for (Index s = 0; s < columns; s += width) {
-      const PlainTarget<Kernel> target{sums + s, sums_stride, k > 0};
-      const Index n = std::min(width, columns - s);
-      if (multiply_unpacked<Kernel>(product.b, j + s, n, k, depth, rows, left, left_stride, target))
-        continue;
-      pack_right<Kernel>(product.b, j + s, n, k, depth, panel);
-      const bool more = s + width < columns;
-      const Ahead ahead = ahead_of<Kernel>(product.b, j + (more ? s + width : 0),
-                                           more ? k : k + depth, product.depth, j + columns);
-      multiply_panel<Kernel>(rows, steps, left, left_stride, panel, target, ahead);
-    }
-    k += Kernel::depth;
-  } while (k < product.depth);
+      PanelStream::begin(product.b, j, std::min(width, columns), begin);
+    for (Index s = 0; s < columns; s += width)
+      for (Index k = 0; k < length; k += Kernel::depth) {
+        const Index depth = std::min(Kernel::depth, length - k), from = begin + k;
+        const Index steps = (depth + Kernel::step - 1) / Kernel::step;
+        const PlainTarget<Kernel> target{sums + s, sums_stride, from > 0};
+        const Index n = std::min(width, columns - s);
+        const P* packed = left + k / Kernel::depth * rows * left_stride;
+        if (multiply_unpacked<Kernel>(product.b, j + s, n, from, depth, rows, packed, left_stride,
+                                      target))
+          continue;
+        const bool more = s + width < columns;
+        const Ahead ahead =
+            ahead_of<Kernel>(product.b, j + (more ? s + width : 0), more ? from : from + depth,
+                             product.depth, j + columns);
+        const P* ready = ready_panel<Kernel>(product.b, j + s, from);
+        if (!ready) {
+          if (j + s < product.b.arranged)
+            unpack_arranged<Kernel>(product.b, j + s, from, depth, panel);
+          else
+            pack_right<Kernel>(product.b, j + s, n, from, depth, panel);
+          ready = panel;
+        }
+        multiply_panel<Kernel>(rows, steps, packed, left_stride, ready, target, ahead);
+      }
+  }
   finish_tile(sums, sums_stride, c, product.c_stride, rows, columns, add);
 }
 
@@ -171,7 +204,10 @@ void product_tile(const ScaledProductOf<TA, TB, TC>& product, Index i, Index row
         const P* packed = left + k / Kernel::depth * rows * left_stride;
         if (!multiply_unpacked<Kernel>(product.b, j + s, n, from, depth, segment, rows, packed,
                                        left_stride, target)) {
-          pack_right<Kernel>(product.b, j + s, n, from, depth, panel);
+          if (j + s < product.b.arranged)
+            unpack_arranged<Kernel>(product.b, j + s, from, depth, panel);
+          else
+            pack_right<Kernel>(product.b, j + s, n, from, depth, panel);
           const bool more = s + width < columns;
           const Ahead ahead =
               ahead_of<Kernel>(product.b, j + (more ? s + width : 0), more ? from : from + depth,
