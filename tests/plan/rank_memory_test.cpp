@@ -117,6 +117,8 @@ TEST_CASE("DualPipe's rank holds two stages, and PP + 1 micro-batches") {
   }
   // Stages 1 and 14 have 4 blocks with experts each: 17 micro-batches of 4096 tokens in all.
   CHECK(memory(two_ways, 1).activations == 17.0 * 4096 * 4 * 97'536);
+  // The last stage alone: 4 blocks, MTP's, and the two hidden states of 7168 that it begins with.
+  CHECK(memory(one, 15).activations == 4096.0 * (5 * 97'536 + 2 * 2 * 7168));
   // An H800 has 80 GB: the published layout fits.
   const Index fullest = plan::fullest_rank<Fp8>(v3, two_ways, Keep::all);
   CHECK(memory(two_ways, fullest).total() < 80e9);

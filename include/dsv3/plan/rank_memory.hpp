@@ -32,8 +32,8 @@ constexpr RankParameters block_rank_parameters(const ModelConfig& c, Index layer
   return p;
 }
 
-/// Parameters of pipeline stage `stage` on one GPU. The head is on the last stage, with MTP's module
-/// and, for that, a copy of the embedding where the first stage is not on the same GPU.
+/// Parameters of pipeline stage `stage` on one GPU. The head is on the last stage, with MTP's
+/// module and, for that, a copy of the embedding where the first stage is not on the same GPU.
 constexpr RankParameters stage_parameters(const ModelConfig& c, const Layout& o, Index stage) {
   RankParameters p;
   for (Index l = o.first_block(c, stage); l < o.first_block(c, stage + 1); ++l)
