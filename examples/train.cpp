@@ -191,24 +191,19 @@ void generate_sample(const Options& o, Model& model, View<const std::int32_t, 1>
   std::printf("\n");
 }
 
-// Bytes of what training keeps in memory.
-struct Memory {
-  Index weights, optimizer, step;
-
-  Index total() const { return weights + optimizer + step; }
-  std::string text() const {
-    return mib(total()) + ": weights " + mib(weights) + ", gradients and moments " +
-           mib(optimizer) + ", activations and scratch " + mib(step);
-  }
-};
-
+// Bytes of what training keeps in memory, the backend's workspace with the pass.
 template <class P>
-Memory planned_memory(const Options& o, const dsv3::ModelConfig& c) {
+dsv3::plan::TrainingMemory planned_memory(const Options& o, const dsv3::ModelConfig& c) {
   const auto threads = static_cast<int>(o.threads);
   const auto keep = o.recompute ? dsv3::Keep::inputs : dsv3::Keep::all;
-  return {dsv3::plan::weight_bytes<P>(c), dsv3::plan::optimizer_bytes<P>(c),
-          dsv3::plan::pass_bytes<P>(c, o.batch, o.sequence, keep, threads) +
-              dsv3::Cpu::workspace_bytes(threads)};
+  auto memory = dsv3::plan::training_memory<P>(c, o.batch, o.sequence, keep, threads);
+  memory.pass += dsv3::Cpu::workspace_bytes(threads);
+  return memory;
+}
+
+std::string text_of(const dsv3::plan::TrainingMemory& m) {
+  return mib(m.total()) + ": weights " + mib(m.weights) + ", gradients and moments " +
+         mib(m.gradients + m.moments + m.counters) + ", activations and scratch " + mib(m.pass);
 }
 
 // The checkpoint, with a tokenizer.json where tokens are bytes.
@@ -225,14 +220,14 @@ void save_model(const Options& o, Model& model, const Files& files) {
 template <class P>
 int train(const Options& o, const dsv3::TextData& data, const Files& files) {
   const dsv3::ModelConfig config = model_config(o);
-  const Memory memory = planned_memory<P>(o, config);
+  const dsv3::plan::TrainingMemory memory = planned_memory<P>(o, config);
   check_memory(memory.total());
   const Index rows_evaluated = std::min(o.eval_rows, data.held_out_rows());
   const Entropies entropies = count_entropies(data, rows_evaluated);
   Facts facts = facts_of<P>(o, data, entropies, config, rows_evaluated);
 
   dsv3::Cpu backend(static_cast<int>(o.threads));
-  facts.add("memory planned", memory.text());
+  facts.add("memory planned", text_of(memory));
   facts.print();
   std::fflush(stdout);
 
