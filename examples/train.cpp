@@ -2,6 +2,7 @@
 #include <sys/resource.h>
 
 #include <csignal>
+#include <dsv3/infer/inference_model.hpp>
 #include <dsv3/io/byte_tokenizer.hpp>
 #include <dsv3/io/checkpoint.hpp>
 #include <dsv3/io/training_state.hpp>
@@ -161,8 +162,11 @@ Facts facts_of(const Options& o, const dsv3::TextData& data, const Entropies& e,
 // Lets the trained model continue the beginning of a held-out row, with and without speculation,
 // and says how fast.
 template <class Model>
-void generate_sample(const Options& o, Model& model, View<const std::int32_t, 1> row,
+void generate_sample(const Options& o, const Model& trained, View<const std::int32_t, 1> row,
                      Facts& facts) {
+  dsv3::InferenceModel<typename Model::Precision, dsv3::Cpu> model(trained.backend(),
+                                                                   trained.config());
+  model.take_operands(trained);
   const Index prompt_size = std::min<Index>(64, row.extent(0)), count = 256;
   const std::vector<std::int32_t> prompt(row.data, row.data + prompt_size);
   sample(model, prompt, 16, o.mtp);  // the first passes touch new memory

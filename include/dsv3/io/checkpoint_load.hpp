@@ -124,35 +124,33 @@ void load_operand(Backend& backend, const SafetensorsTensor& tensor,
   });
 }
 
-// The same for arranged weights: bands go into their order while they are in the cache.
+// The same for arranged weights. What is stored as it is multiplied goes from the file into its
+// order at once.
 template <class P, class Backend, class M>
 void load_operand(Backend& backend, const SafetensorsTensor& tensor,
                   const SafetensorsTensor* scales, const Arranged<M>& operand) {
   const auto elements = elements_of(operand);
   using E = std::remove_cvref_t<decltype(*elements.data)>;
   const Index columns = elements.extent(1);
-  constexpr Index unit = 32, bytes = Index{1} << 20;
-  const auto arrange_bands = [&](auto&& fill) {
-    for_each_band(elements.extent(0), band_rows(bytes / Index{sizeof(E)}, unit, columns),
-                  [&](Index first, Index count) {
-                    fill(first, count);
-                    arrange(backend, elements.rows(first, count));
-                  });
+  const auto copy = [&](Index first, Index count, E* buffer) {
+    const Index row = columns * Index{sizeof(E)};
+    std::memcpy(buffer, tensor.data + first * row, static_cast<std::size_t>(count * row));
+    return reinterpret_cast<const std::byte*>(buffer);
   };
   if constexpr (requires { operand.matrix.codes; }) {
-    if (!holds_checkpoint_codes<P>() || tensor.dtype != DType::f8_e4m3) {
+    if (holds_checkpoint_codes<P>() && tensor.dtype == DType::f8_e4m3) {
+      arrange(backend, elements, copy);
+      load_scales(backend, *scales, operand.matrix);
+    } else {
       load_operand<P>(backend, tensor, scales, operand.matrix);
       arrange(backend, elements);
-      return;
     }
-    arrange_bands([&](Index first, Index count) {
-      copy_in_place(backend, tensor.data + first * columns, count * columns, &elements(first, 0));
-    });
-    load_scales(backend, *scales, operand.matrix);
+  } else if (tensor.dtype == dtype_of<E>()) {
+    arrange(backend, elements, copy);
   } else {
-    arrange_bands([&](Index first, Index count) {
-      fill_in_place(backend, tensor, scales, elements.rows(first, count), View<E, 2>(),
-                    first * columns);
+    arrange(backend, elements, [&](Index first, Index count, E* buffer) {
+      read_scaled(tensor, scales, first * columns, buffer, count * columns);
+      return reinterpret_cast<const std::byte*>(buffer);
     });
   }
 }

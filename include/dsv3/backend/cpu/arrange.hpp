@@ -10,13 +10,16 @@
 #pragma once
 
 #include <dsv3/backend/cpu/pack.hpp>
-#include <vector>
 
 namespace dsv3::detail {
 
 // The kernel that multiplies two operands of T.
 template <class T>
 using ArrangedKernel = KernelFor<T, T, float>;
+
+// What is arranged.
+template <class T>
+concept Arrangeable = std::is_same_v<T, float> || std::is_same_v<T, bf16> || is_fp8<T>;
 
 // Whether four codes are moved as one word.
 template <class T>
@@ -38,34 +41,48 @@ Index arranged_rows(Index rows, Index columns) {
   return columns % arranged_unit<T>() == 0 ? rows / width * width : 0;
 }
 
-// Puts one panel of rows into that order, in place. `copy` is memory for it.
+// Puts the rows of one panel, which lie at `from` without gaps, into that order.
 template <class T>
-void arrange_panel(T* panel, Index columns, std::vector<std::byte>& copy) {
+void arrange_panel(const std::byte* from, T* panel, Index columns) {
   constexpr Index lanes = Simd<float>::lanes, width = 2 * lanes, unit = arranged_unit<T>();
-  const std::size_t bytes = static_cast<std::size_t>(width * columns) * sizeof(T);
-  copy.resize(bytes);
-  std::memcpy(copy.data(), panel, bytes);
+  const Index row_bytes = columns * static_cast<Index>(sizeof(T));
   if constexpr (unit * sizeof(T) == 4) {
     auto* words = reinterpret_cast<std::uint32_t*>(panel);
-    const Index row_bytes = columns * static_cast<Index>(sizeof(T)), n = row_bytes / 4;
-    for (Index half = 0; half < width; half += lanes) {
-      const std::byte* from[lanes];
-      for (Index c = 0; c < lanes; ++c) from[c] = copy.data() + (half + c) * row_bytes;
-      transpose_words<lanes>(from, n, words + half, width);
-    }
+    const Index n = row_bytes / 4;
+    [[maybe_unused]] const bool is_aligned = reinterpret_cast<std::uintptr_t>(panel) % 64 == 0;
+    // Sixteen words of both halves at a time: what is written follows what was written.
+    for (Index w = 0; w < n; w += 16)
+      for (Index half = 0; half < width; half += lanes) {
+        const std::byte* rows[lanes];
+        for (Index c = 0; c < lanes; ++c) rows[c] = from + (half + c) * row_bytes + 4 * w;
+        const Index count = std::min<Index>(16, n - w);
+        std::uint32_t* to = words + w * width + half;
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+        if (count == 16 && is_aligned) {
+          // Past the caches: weights are many, and are read later.
+          __m512i block[16];
+          transpose_block<codes_by_four<T>>(rows, 0, block);
+          for (int i = 0; i < 16; ++i)
+            _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i * width), block[i]);
+          continue;
+        }
+#endif
+        transpose_words<lanes>(rows, count, to, width);
 #if defined(__AVX512BW__) && defined(__AVX512VBMI__)
-    if constexpr (codes_by_four<T>) {
-      const __m512i pairs = byte_order(pairs_of_words);
-      for (Index w = 0; w < n * width; w += lanes)
-        _mm512_storeu_si512(words + w,
-                            _mm512_permutexvar_epi8(pairs, _mm512_loadu_si512(words + w)));
-    }
+        if constexpr (codes_by_four<T>)
+          for (Index i = 0; i < count; ++i, to += width)
+            _mm512_storeu_si512(
+                to, _mm512_permutexvar_epi8(byte_order(pairs_of_words), _mm512_loadu_si512(to)));
+#endif
+      }
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+    _mm_sfence();  // such stores are ordered by nothing else, and other threads will read
 #endif
   } else {
-    const T* from = reinterpret_cast<const T*>(copy.data());
     for (Index k = 0; k < columns; k += unit)
-      for (Index c = 0; c < width; ++c)
-        for (Index i = 0; i < unit; ++i) *panel++ = from[c * columns + k + i];
+      for (Index c = 0; c < width; ++c, panel += unit)
+        std::memcpy(panel, from + c * row_bytes + k * static_cast<Index>(sizeof(T)),
+                    unit * sizeof(T));
   }
 }
 

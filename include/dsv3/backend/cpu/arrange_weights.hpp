@@ -9,24 +9,42 @@ namespace dsv3 {
 /// Primitive. Names the order into which arrange() puts weights: the `order` of Arranged.
 constexpr int arranged_order(const Cpu*) { return detail::arranged_order; }
 
-/// Primitive. Puts rows of a weight into the order of its products, in place: all rows of the
-/// matrix, or a band of them that begins at a multiple of 32 and, unless it is the last, ends at
-/// one.
+/// Primitive. Writes the rows of a weight in the order of its products. source(first row, rows,
+/// buffer) says where such rows lie without gaps, as bytes: somewhere else, or in the buffer, where
+/// it has put them.
 ///
-/// Shapes   rows [n, columns], without gaps between rows.
+/// Shapes   to [n, columns], without gaps between rows; buffer holds that many rows.
 /// Types    float, bf16, e4m3, e5m2.
-/// Errors   std::invalid_argument where there are gaps; std::bad_alloc.
-template <class T>
-requires(std::is_same_v<T, float> || std::is_same_v<T, bf16> ||
-         is_fp8<T>) void arrange(Cpu& cpu, View<T, 2> rows) {
+/// Errors   std::invalid_argument where `to` has gaps; std::bad_alloc.
+template <detail::Arrangeable T, class Source>
+void arrange(Cpu& cpu, View<T, 2> to, Source source) {
   constexpr Index width = 2 * detail::Simd<float>::lanes;
-  const Index columns = rows.extent(1);
-  check_equal("arrange", "stride of rows", rows.strides[0], "columns", columns);
-  const Index panels = detail::arranged_rows<T>(rows.extent(0), columns) / width;
-  cpu.parallel(panels, 1, [&](Index first, Index last, int) {
-    std::vector<std::byte> copy;
-    for (Index p = first; p < last; ++p)
-      detail::arrange_panel(rows.data + p * width * columns, columns, copy);
+  const Index rows = to.extent(0), columns = to.extent(1);
+  check_equal("arrange", "stride of rows", to.strides[0], "columns", columns);
+  const Index arranged = detail::arranged_rows<T>(rows, columns);
+  const Index panels = groups_of(rows, width);
+  cpu.parallel(
+      panels, std::max<Index>(1, panels / (Index{8} * cpu.threads())),
+      [&](Index first, Index last, int) {
+        const Buffer<HostMemory> buffer(cpu, width * columns * static_cast<Index>(sizeof(T)));
+        for (Index row = first * width; row < std::min(rows, last * width); row += width) {
+          const Index count = std::min(width, rows - row);
+          const std::byte* from = source(row, count, static_cast<T*>(buffer.data()));
+          T* panel = to.data + row * columns;
+          if (row < arranged)
+            detail::arrange_panel(from, panel, columns);
+          else
+            std::memcpy(panel, from, static_cast<std::size_t>(count * columns) * sizeof(T));
+        }
+      });
+}
+
+/// Primitive. The same in place.
+template <detail::Arrangeable T>
+void arrange(Cpu& cpu, View<T, 2> rows) {
+  arrange(cpu, rows, [&](Index first, Index count, T* buffer) {
+    std::copy_n(rows.data + first * rows.extent(1), count * rows.extent(1), buffer);
+    return reinterpret_cast<const std::byte*>(buffer);
   });
 }
 
