@@ -16,11 +16,11 @@ fail() {
   failures=$((failures + 1))
 }
 
-# Four domains of unlike lines, of which a twentieth is held out: at least 12 rows of 128 bytes.
-for i in $(seq 1 2600); do echo "the $((i % 13)). answer to question $i is $((i * i % 97))"; done > prose
-for i in $(seq 1 2600); do echo "int f$i(int x) { return x * $((i % 17)) + $((i * 7 % 31)); }"; done > code
-for i in $(seq 1 2600); do echo "$i,$((i * 3 % 101)),$((i * 5 % 103)),$((i * 11 % 107)),$((i % 5))"; done > table
-for i in $(seq 1 2600); do echo "set(VARIABLE_$((i % 41)) \"\${VALUE_$i}\") # $((i % 3))"; done > script
+# Four domains of unlike lines, of which a twentieth is held out: at least 12 rows of 512 bytes.
+for i in $(seq 1 5500); do echo "the $((i % 13)). answer to question $i is $((i * i % 97))"; done > prose
+for i in $(seq 1 5500); do echo "int f$i(int x) { return x * $((i % 17)) + $((i * 7 % 31)); }"; done > code
+for i in $(seq 1 5500); do echo "row $i of the table,$((i * 3 % 101)),$((i * 5 % 103)),$((i * 11 % 107)),$((i % 5))"; done > table
+for i in $(seq 1 5500); do echo "set(VARIABLE_$((i % 41)) \"\${VALUE_$i}\") # $((i % 3))"; done > script
 texts=(--text prose=prose --text code=code --text table=table --text script=script)
 
 # numbers FILE EXPRESSION: what a Python expression says of the file's content, j.
@@ -63,6 +63,12 @@ done
 is run1/node_limit.json '{sum(v["runs"][0]["evaluations"][-1]["nodes"]) for v in j["variants"]}' '{18432}'
 is run1/kv_cache.json 'j["planned"][0]["latent"]' 70272
 is run1/mtp.json 'all(0 <= s <= 1 for v in j["stood"] for d in v for s in d)' True
+is run1/fp8.json '[v["name"] for v in j["study"]["variants"]]' \
+  "['bf16', 'fp8', 'per_tensor', 'gradient_blocks', 'hopper_none', 'fp32']"
+is run1/context.json '[[len(r["loss"]), len(r["found"]), len(r["found"][0])] for r in j["with YaRN"]]' \
+  '[[16, 4, 5], [16, 4, 5]]'
+# The same text under other angles.
+is run1/context.json 'j["with YaRN"] != j["without YaRN"]' True
 is run1/cost.json 'round(j["models"][0]["hours_per_trillion"] / 1e3)' 181
 
 # refused MESSAGE COMMAND...: exit code 2, that message, and nothing written.
