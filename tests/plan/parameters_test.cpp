@@ -68,8 +68,7 @@ static_assert(activated_without_ends(presets::deepseek_v2_lite) == 2'241'719'808
 static_assert(activated_without_ends(presets::moonlight) == 2'243'687'552);
 
 // Kimi K2: no exact count is published. Each figure was added up by hand from the shapes of
-// spec 9.1. Its page says 1T and 32B; with two decimals it says 1.04T and 32.6B (arXiv:2507.20534),
-// which no way of counting gives: 1.026T, and 31.69B or, with the embedding, 32.86B.
+// spec 9.1. Its page says 1T and 32B: here 1.026T, and 31.69B or, with the embedding, 32.86B.
 static_assert(plan::attention_parameters(presets::kimi_k2) == 101'124'096);
 static_assert(plan::block_parameters(presets::kimi_k2, 0) == 497'500'160);
 static_assert(plan::block_parameters(presets::kimi_k2, 1) == 17'059'365'248);
