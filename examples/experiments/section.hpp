@@ -6,29 +6,12 @@
 #include <sstream>
 
 #include "../page.hpp"
+#include "../spread.hpp"
 #include "training.hpp"
 
 namespace experiment {
 
-/// Mean, smallest and largest over the seeds.
-struct Spread {
-  double mean = 0, least = INFINITY, most = -INFINITY;
-
-  static Spread of(const std::vector<double>& values) {
-    Spread s;
-    for (const double value : values) {
-      s.mean += value / static_cast<double>(values.size());
-      s.least = std::min(s.least, value);
-      s.most = std::max(s.most, value);
-    }
-    return s;
-  }
-  /// "1.234 (1.2 - 1.3)"
-  std::string text(int digits) const {
-    return example::decimal(mean, digits) + " (" + example::decimal(least, digits) + " - " +
-           example::decimal(most, digits) + ")";
-  }
-};
+using example::Spread;
 
 /// Appends to both as it is told; write() puts them into the folder.
 class Section {

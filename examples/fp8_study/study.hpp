@@ -1,6 +1,7 @@
 // What all runs of the study amount to: curves, gaps to BF16, and the file of numbers.
 #pragma once
 
+#include "../spread.hpp"
 #include "variant.hpp"
 
 namespace example {
@@ -17,21 +18,6 @@ inline std::vector<double> moving_average(const std::vector<double>& x) {
   for (const double value : x) s.push_back(s.empty() ? value : 0.9 * s.back() + 0.1 * value);
   return s;
 }
-
-/// Mean, smallest and largest over the seeds.
-struct Spread {
-  double mean = 0, least = INFINITY, most = -INFINITY;
-
-  static Spread of(const std::vector<double>& values) {
-    Spread s;
-    for (const double value : values) {
-      s.mean += value / static_cast<double>(values.size());
-      s.least = std::min(s.least, value);
-      s.most = std::max(s.most, value);
-    }
-    return s;
-  }
-};
 
 /// Results of a study; the first is what the others are compared with. A study that is under way
 /// has fewer runs of some variants than of others.
