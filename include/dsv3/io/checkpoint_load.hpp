@@ -87,16 +87,6 @@ void load_operand(Backend& backend, const SafetensorsTensor& tensor,
     read_to_backend(backend, tensor, operand, scales);
 }
 
-// Calls band(first row, rows) for bands of `most` rows.
-void for_each_band(Index rows, Index most, auto&& band) {
-  for (Index first = 0; first < rows; first += most) band(first, std::min(most, rows - first));
-}
-
-// Rows of about so many elements: whole groups of `unit` rows.
-constexpr Index band_rows(Index elements, Index unit, Index columns) {
-  return unit * std::max<Index>(1, elements / std::max<Index>(1, unit * columns));
-}
-
 // The same for codes: the file's own, or those of its values, a band of rows at a time.
 template <class P, class Backend, class C>
 void load_operand(Backend& backend, const SafetensorsTensor& tensor,
@@ -106,10 +96,13 @@ void load_operand(Backend& backend, const SafetensorsTensor& tensor,
     return;
   }
   using M = typename P::master;
-  const Index rows = operand.extent(0), columns = operand.extent(1);
-  const Index most = std::min(rows, band_rows(Index{1} << 22, operand.group_rows, columns));
+  constexpr Index elements = Index{1} << 22;
+  const Index rows = operand.extent(0), columns = operand.extent(1), group = operand.group_rows;
+  const Index groups = std::max<Index>(1, elements / std::max<Index>(1, group * columns));
+  const Index most = std::min(rows, groups * group);
   Buffer<Backend> memory(backend, Arena::bytes<M>(most * columns));
-  for_each_band(rows, most, [&](Index first, Index count) {
+  for (Index first = 0; first < rows; first += most) {
+    const Index count = std::min(most, rows - first);
     const View<M, 2> band(static_cast<M*>(memory.data()), {count, columns});
     if constexpr (FillsInPlace<Backend>) {
       fill_in_place(backend, tensor, scales, band, View<M, 2>(), first * columns);
@@ -121,7 +114,7 @@ void load_operand(Backend& backend, const SafetensorsTensor& tensor,
     quantize_weights(backend, as_const(band), operand.rows(first, count),
                      Projection<P>::rule(Route::dense));
     synchronize(backend);
-  });
+  }
 }
 
 // The same for arranged weights. What is stored as it is multiplied goes from the file into its

@@ -94,7 +94,7 @@ void multiply(Index rows, Index steps, const A* a, Index a_stride, const A* pane
   multiply_panels<FmaKernel<A>>(rows, steps, a, a_stride, panels, columns, c, c_stride, add);
 }
 
-// The largest of s[0 ... n) and `least`, in lanes; n a multiple of 16 or less.
+// The largest of s[0 ... n) and `least`, in lanes.
 template <class A>
 A largest_of(const A* s, Index n, A least) {
   A lane[16];

@@ -56,13 +56,18 @@ Ahead ahead_of(const Operand<T>& b, Index j, Index k, Index depth, Index columns
   return {reinterpret_cast<const char*>(b.at(j, k)), b.stride * size, along * size, across};
 }
 
-// The panel at row j from k on, where it lies as the micro-kernel reads it; or null.
+// Columns [j, j + columns) and [k, k + depth) of the right operand as the micro-kernel reads them:
+// where they lie, or in `panel`.
 template <class Kernel, class T>
-const typename Kernel::Packed* ready_panel([[maybe_unused]] const Operand<T>& b,
-                                           [[maybe_unused]] Index j, [[maybe_unused]] Index k) {
-  if constexpr (std::is_same_v<T, typename Kernel::Packed>)
-    if (j < b.arranged) return b.panel(j, k, 2 * Kernel::S::lanes);
-  return nullptr;
+const typename Kernel::Packed* right_panel(const Operand<T>& b, Index j, Index columns, Index k,
+                                           Index depth, typename Kernel::Packed* panel) {
+  if (j >= b.arranged)
+    pack_right<Kernel>(b, j, columns, k, depth, panel);
+  else if constexpr (std::is_same_v<T, typename Kernel::Packed>)
+    return b.panel(j, k, 2 * Kernel::S::lanes);
+  else
+    unpack_arranged<Kernel>(b, j, k, depth, panel);
+  return panel;
 }
 
 // Writes a tile's sums to c, or adds them to it; each element is rounded to TC once.
@@ -123,7 +128,7 @@ void product_tile(const ProductOf<TA, TB, TC>& product, Index i, Index rows, Ind
     for (Index k = 0; k < length; k += Kernel::depth)
       pack_left<Kernel>(product.a, i, rows, begin + k, std::min(Kernel::depth, length - k),
                         left + k / Kernel::depth * rows * left_stride, left_stride);
-    if (rows <= few_rows && product.b.along_k)
+    if (rows <= few_rows && product.b.along_k && j >= product.b.arranged)
       PanelStream::begin(product.b, j, std::min(width, columns), begin);
     for (Index s = 0; s < columns; s += width)
       for (Index k = 0; k < length; k += Kernel::depth) {
@@ -139,15 +144,8 @@ void product_tile(const ProductOf<TA, TB, TC>& product, Index i, Index rows, Ind
         const Ahead ahead =
             ahead_of<Kernel>(product.b, j + (more ? s + width : 0), more ? from : from + depth,
                              product.depth, j + columns);
-        const P* ready = ready_panel<Kernel>(product.b, j + s, from);
-        if (!ready) {
-          if (j + s < product.b.arranged)
-            unpack_arranged<Kernel>(product.b, j + s, from, depth, panel);
-          else
-            pack_right<Kernel>(product.b, j + s, n, from, depth, panel);
-          ready = panel;
-        }
-        multiply_panel<Kernel>(rows, steps, packed, left_stride, ready, target, ahead);
+        const P* right = right_panel<Kernel>(product.b, j + s, n, from, depth, panel);
+        multiply_panel<Kernel>(rows, steps, packed, left_stride, right, target, ahead);
       }
   }
   finish_tile(sums, sums_stride, c, product.c_stride, rows, columns, add);
@@ -190,7 +188,7 @@ void product_tile(const ScaledProductOf<TA, TB, TC>& product, Index i, Index row
                         left + k / Kernel::depth * rows * left_stride, left_stride);
     for (Index g = 0; g < groups_of(length, segment); ++g)
       copy_scales(product.a_scales, i, rows, begin + g * segment, row_scales + g * rows);
-    if (rows <= few_rows && product.b.along_k)
+    if (rows <= few_rows && product.b.along_k && j >= product.b.arranged)
       PanelStream::begin(product.b, j, std::min(width, columns), begin);
     for (Index s = 0; s < columns; s += width) {
       const Index n = std::min(width, columns - s);
@@ -204,15 +202,12 @@ void product_tile(const ScaledProductOf<TA, TB, TC>& product, Index i, Index row
         const P* packed = left + k / Kernel::depth * rows * left_stride;
         if (!multiply_unpacked<Kernel>(product.b, j + s, n, from, depth, segment, rows, packed,
                                        left_stride, target)) {
-          if (j + s < product.b.arranged)
-            unpack_arranged<Kernel>(product.b, j + s, from, depth, panel);
-          else
-            pack_right<Kernel>(product.b, j + s, n, from, depth, panel);
+          const P* right = right_panel<Kernel>(product.b, j + s, n, from, depth, panel);
           const bool more = s + width < columns;
           const Ahead ahead =
               ahead_of<Kernel>(product.b, j + (more ? s + width : 0), more ? from : from + depth,
                                product.depth, j + columns);
-          multiply_panel<Kernel>(rows, (depth + step - 1) / step, packed, left_stride, panel,
+          multiply_panel<Kernel>(rows, (depth + step - 1) / step, packed, left_stride, right,
                                  target, ahead);
         }
       }
