@@ -2,11 +2,11 @@
 // compiler too.
 #pragma once
 
+#include <array>
 #include <dsv3/backend/cuda/errors.hpp>
 #include <dsv3/core/buffer.hpp>
 #include <map>
 #include <memory>
-#include <mutex>
 
 namespace dsv3 {
 
@@ -16,11 +16,12 @@ struct CudaOptions {
   /// Products by cuBLASLt where it has the types. Without it every product is our own kernel, whose
   /// bits do not depend on the other rows of the call.
   bool vendor_products = true;
-  bool tf32 = false;           ///< float products in TF32: 10 bits of mantissa, several times as fast
+  bool tf32 = false;  ///< float products in TF32: 10 bits of mantissa, several times as fast
   bool hopper_kernels = true;  ///< wgmma and TMA on GPUs that have them; else the portable kernels
 };
 
-/// Whether this machine has a GPU that Cuda can use, or the sentence that says why not. Never throws.
+/// Whether this machine has a GPU that Cuda can use, or the sentence that says why not. Never
+/// throws.
 inline std::string cuda_unavailable(int device = 0) noexcept {
   try {
     int count = 0;  // stays as it is where there is no driver
@@ -39,8 +40,8 @@ inline std::string cuda_unavailable(int device = 0) noexcept {
     if (error != cudaSuccess)
       return std::string("Cuda: cudaGetDeviceCount failed: ") + cudaGetErrorString(error);
     if (device < 0 || device >= count)
-      return "Cuda: device (" + std::to_string(device) + ") must be at least 0 and below the GPUs (" +
-             std::to_string(count) + ")";
+      return "Cuda: device (" + std::to_string(device) +
+             ") must be at least 0 and below the GPUs (" + std::to_string(count) + ")";
     int major = 0, minor = 0;
     detail::check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
                        "Cuda", "cudaDeviceGetAttribute");
@@ -54,6 +55,16 @@ inline std::string cuda_unavailable(int device = 0) noexcept {
     return e.what();
   }
 }
+
+namespace detail {
+
+// What was prepared for products by cuBLASLt, by their shapes and types.
+struct VendorPlans {
+  using Key = std::array<Index, 14>;
+  std::map<Key, std::shared_ptr<void>> made;
+};
+
+}  // namespace detail
 
 /// Tag and context in one: the first argument of every primitive, passed by reference. Owns a
 /// stream, cuBLASLt's handle and workspaces of fixed size; primitives put work on the stream,
@@ -95,14 +106,14 @@ class Cuda {
       std::uint64_t keep = ~std::uint64_t{0};  // freed memory stays in the pool
       detail::check_cuda(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep),
                          "Cuda", "cudaMemPoolSetAttribute");
-      detail::check_cuda(cudaMalloc(&vendor_workspace_,
-                                    static_cast<std::size_t>(vendor_workspace_bytes)),
-                         "Cuda", "cudaMalloc");
+      detail::check_cuda(
+          cudaMalloc(&vendor_workspace_, static_cast<std::size_t>(vendor_workspace_bytes)), "Cuda",
+          "cudaMalloc");
       detail::check_cuda(cudaMalloc(&workspace_, static_cast<std::size_t>(workspace_bytes)), "Cuda",
                          "cudaMalloc");
-      detail::check_cuda(cudaHostAlloc(reinterpret_cast<void**>(&fault_), sizeof(Fault),
-                                       cudaHostAllocMapped),
-                         "Cuda", "cudaHostAlloc");
+      detail::check_cuda(
+          cudaHostAlloc(reinterpret_cast<void**>(&fault_), sizeof(Fault), cudaHostAllocMapped),
+          "Cuda", "cudaHostAlloc");
       *fault_ = Fault{};
       detail::check_cublas(cublasLtCreate(&lt_), "Cuda", "cublasLtCreate");
     } catch (...) {
@@ -123,8 +134,8 @@ class Cuda {
   void* vendor_workspace() const { return vendor_workspace_; }
   void* workspace() const { return workspace_; }
 
-  /// What a kernel found wrong with values that only the device sees. In host memory that the device
-  /// writes to; the next wait reports it.
+  /// What a kernel found wrong with values that only the device sees. In host memory that the
+  /// device writes to; the next wait reports it.
   struct Fault {
     int set = 0;
     Index row = 0, column = 0, value = 0, bound = 0;
@@ -132,9 +143,7 @@ class Cuda {
   Fault* fault() const { return fault_; }
 
   /// Makes this the calling thread's device.
-  void use() const {
-    detail::check_cuda(cudaSetDevice(options_.device), "Cuda", "cudaSetDevice");
-  }
+  void use() const { detail::check_cuda(cudaSetDevice(options_.device), "Cuda", "cudaSetDevice"); }
 
   /// Waits for the stream, and reports what its kernels found wrong.
   void wait(const char* caller) {
@@ -148,12 +157,12 @@ class Cuda {
                                 std::to_string(found.bound) + ")");
   }
 
-  /// cuBLASLt's choices, by the shape of the product.
-  std::map<std::string, cublasLtMatmulAlgo_t>& algorithms() { return algorithms_; }
+  detail::VendorPlans& plans() { return plans_; }
 
  private:
   void release() noexcept {
     if (stream_) cudaStreamSynchronize(stream_);
+    plans_.made.clear();
     if (lt_) cublasLtDestroy(lt_);
     cudaFree(vendor_workspace_);
     cudaFree(workspace_);
@@ -167,15 +176,15 @@ class Cuda {
   cublasLtHandle_t lt_ = nullptr;
   void *vendor_workspace_ = nullptr, *workspace_ = nullptr;
   Fault* fault_ = nullptr;
-  std::map<std::string, cublasLtMatmulAlgo_t> algorithms_;
+  detail::VendorPlans plans_;
 };
 
 /// Primitive. Memory of the device, aligned to 256 bytes, not initialised, from the stream's pool.
 /// Errors   OutOfDeviceMemory, which is a std::bad_alloc.
 inline void* allocate(Cuda& cuda, Index bytes) {
   void* memory = nullptr;
-  const cudaError_t error = cudaMallocAsync(
-      &memory, static_cast<std::size_t>(bytes > 0 ? bytes : 1), cuda.stream());
+  const cudaError_t error =
+      cudaMallocAsync(&memory, static_cast<std::size_t>(bytes > 0 ? bytes : 1), cuda.stream());
   if (error == cudaErrorMemoryAllocation) {
     cudaGetLastError();  // the error would come back from the next launch
     std::size_t free = 0, all = 0;
@@ -211,9 +220,8 @@ inline void copy_to_host(Cuda& cuda, void* to, const void* from, Index bytes) {
 /// Primitive. Sets bytes of the device's memory to zero.
 inline void fill_zero(Cuda& cuda, void* memory, Index bytes) {
   if (bytes > 0)
-    detail::check_cuda(
-        cudaMemsetAsync(memory, 0, static_cast<std::size_t>(bytes), cuda.stream()), "fill_zero",
-        "cudaMemsetAsync", std::to_string(bytes) + " bytes");
+    detail::check_cuda(cudaMemsetAsync(memory, 0, static_cast<std::size_t>(bytes), cuda.stream()),
+                       "fill_zero", "cudaMemsetAsync", std::to_string(bytes) + " bytes");
 }
 
 /// Primitive. Returns when everything that was asked of the device is done.

@@ -30,17 +30,17 @@ namespace detail {
 inline void check_cuda(cudaError_t error, const char* caller, const char* call,
                        const std::string& sizes = {}) {
   if (error == cudaSuccess) return;
-  throw std::runtime_error(std::string(caller) + ": " + call +
-                           (sizes.empty() ? "" : " (" + sizes + ")") + " failed: " +
-                           cudaGetErrorName(error) + ", " + cudaGetErrorString(error));
+  throw std::runtime_error(
+      std::string(caller) + ": " + call + (sizes.empty() ? "" : " (" + sizes + ")") +
+      " failed: " + cudaGetErrorName(error) + ", " + cudaGetErrorString(error));
 }
 
 inline void check_cublas(cublasStatus_t status, const char* caller, const char* call,
                          const std::string& sizes = {}) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
   throw std::runtime_error(std::string(caller) + ": " + call +
-                           (sizes.empty() ? "" : " (" + sizes + ")") + " failed: " +
-                           cublasLtGetStatusName(status));
+                           (sizes.empty() ? "" : " (" + sizes + ")") +
+                           " failed: " + cublasLtGetStatusName(status));
 }
 
 }  // namespace detail

@@ -52,8 +52,8 @@ __device__ inline std::uint32_t pack_bf16(float low, float high) {
   return packed;
 }
 
-// 16 bytes from device memory to shared memory; zeros where `inside` is false, when nothing is read.
-// Both addresses are multiples of 16.
+// 16 bytes from device memory to shared memory; zeros where `inside` is false, when nothing is
+// read. Both addresses are multiples of 16.
 __device__ inline void copy_async(void* to, const void* from, bool inside) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
                "r"(inside ? 16 : 0));

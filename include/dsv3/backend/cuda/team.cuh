@@ -101,8 +101,7 @@ void for_each_row(Cuda& cuda, Index rows, Body body) {
   if (rows == 0) return;
   detail::row_kernel<<<static_cast<unsigned>(rows < 65535 ? rows : 65535), detail::cuda_team_size,
                        0, cuda.stream()>>>(rows, body);
-  detail::check_cuda(cudaGetLastError(), "for_each_row", "launch",
-                     std::to_string(rows) + " rows");
+  detail::check_cuda(cudaGetLastError(), "for_each_row", "launch", std::to_string(rows) + " rows");
 }
 
 }  // namespace dsv3

@@ -1,0 +1,12 @@
+// The CUDA backend, all of it. The host's compiler sees the kernels' primitives only declared, and
+// links to a .cu file that instantiates the same model.
+#pragma once
+
+#include <dsv3/backend/cuda/context.hpp>
+#include <dsv3/backend/cuda/primitives.hpp>
+#include <dsv3/backend/cuda/vendor_products.hpp>
+
+#ifdef __CUDACC__
+#include <dsv3/backend/cuda/products.cuh>
+#include <dsv3/backend/cuda/team.cuh>
+#endif
