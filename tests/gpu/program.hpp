@@ -1,15 +1,19 @@
-// What both compilers see: what the core headers compute, on any backend, and the sizes of types.
+// What the .cpp and the .cu files of these tests share: what core functions compute on any backend,
+// and the sizes of types as each compiler sees them.
 #pragma once
 
-#include <dsv3/core/buffer.hpp>
+#include <dsv3/backend/cuda.hpp>
 #include <dsv3/core/philox.hpp>
+#include <dsv3/model.hpp>
 #include <vector>
 
-#include "../nn/fp8_variants.hpp"
-#include "../small_generation.hpp"
-#include "device.hpp"
+#include "nn/fp8_variants.hpp"
+#include "small_generation.hpp"
 
 namespace gpu {
+
+using dsv3::Index;
+using dsv3::View;
 
 /// exp, log, sigmoid, normal numbers and the narrow types with their casts, of row numbers: integer
 /// results.
@@ -60,18 +64,33 @@ inline std::vector<std::size_t> layout() {
           sizeof(dsv3::Block<dsv3::Bf16>),
           sizeof(Transformer),
           sizeof(Transformer::Pass),
-          sizeof(dsv3::Model<dsv3::Bf16, Device>),
+          sizeof(dsv3::Cuda),
+          sizeof(dsv3::Model<dsv3::Bf16, dsv3::Cuda>),
           sizeof(dsv3::StepReport),
           sizeof(dsv3::Quantized<dsv3::e4m3>),
           sizeof(dsv3::QuantizedWeightStack<dsv3::e4m3>),
           sizeof(dsv3::PackedE5m6),
           sizeof(dsv3::Block<dsv3::Fp8>),
           sizeof(dsv3::Transformer<dsv3::Fp8>),
-          sizeof(dsv3::Model<dsv3::Fp8, Device>),
+          sizeof(dsv3::Model<dsv3::Fp8, dsv3::Cuda>),
           sizeof(CoreRow)};
 }
 
 /// The same, as nvcc sees it.
 std::vector<std::size_t> layout_of_nvcc();
 
+/// True where there is a GPU to run on; else says once why not.
+inline bool available() {
+  static const std::string reason = [] {
+    const auto why = dsv3::cuda_unavailable();
+    if (!why.empty()) std::printf("%s: nothing is run on a GPU\n", why.c_str());
+    return why;
+  }();
+  return reason.empty();
+}
+
 }  // namespace gpu
+
+// Compiled by nvcc, called by the host's compiler.
+extern template std::vector<std::uint32_t> gpu::core(dsv3::Cuda&);
+extern template small::Outcome small::train<dsv3::Fp64>(dsv3::Cuda&);

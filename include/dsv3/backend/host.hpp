@@ -42,11 +42,24 @@ inline void fill_zero(HostMemory&, void* memory, Index bytes) {
 /// Primitive. Returns when everything that was asked of the backend is done.
 inline void synchronize(HostMemory&) {}
 
+namespace detail {
+
+// Minus infinity; 0 for the unsigned integers that magnitudes are compared as.
+template <class A>
+DSV3_HD constexpr A lowest_of() {
+  if constexpr (std::is_unsigned_v<A>)
+    return 0;
+  else
+    return A(-__builtin_bit_cast(float, 0x7F800000));
+}
+
+}  // namespace detail
+
 /// A team of one worker: what a row kernel gets on a CPU. Iterations of each() must not depend on
 /// one another. Sums keep 16 partial sums, so that they vectorise and their order is fixed.
 struct SerialTeam {
   /// f(i) for every i in [0, n), in any order.
-  void each(Index n, auto&& f) const {
+  DSV3_HD void each(Index n, auto&& f) const {
     // clang's counterpart warns in the caller's file about each body that it can't vectorise.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC ivdep
@@ -55,13 +68,13 @@ struct SerialTeam {
   }
 
   /// f() by one worker of the team.
-  void once(auto&& f) const { f(); }
+  DSV3_HD void once(auto&& f) const { f(); }
 
   /// Makes what the team has written visible to all of it.
-  void sync() const {}
+  DSV3_HD void sync() const {}
 
   /// The sum of f(i) over [0, n).
-  auto sum(Index n, auto&& f) const {
+  DSV3_HD auto sum(Index n, auto&& f) const {
     using A = decltype(f(n));
     constexpr Index lanes = 16;
     A partial[lanes] = {};
@@ -75,7 +88,7 @@ struct SerialTeam {
   }
 
   /// The sum of f(i) * g(i) over [0, n), each product fused with its addition.
-  auto dot(Index n, auto&& f, auto&& g) const {
+  DSV3_HD auto dot(Index n, auto&& f, auto&& g) const {
     using A = decltype(f(n));
     constexpr Index lanes = 16;
     A partial[lanes] = {};
@@ -90,9 +103,9 @@ struct SerialTeam {
   }
 
   /// The largest f(i) over [0, n); minus infinity where n is 0.
-  auto max(Index n, auto&& f) const {
+  DSV3_HD auto max(Index n, auto&& f) const {
     using A = decltype(f(n));
-    A largest = -std::numeric_limits<A>::infinity();
+    A largest = detail::lowest_of<A>();
     for (Index i = 0; i < n; ++i) {
       const A value = f(i);
       largest = value > largest ? value : largest;
@@ -102,9 +115,9 @@ struct SerialTeam {
 
   /// The index of the largest f(i) over [0, n), the smallest such index; -1 where every value is
   /// minus infinity or NaN, or n is 0.
-  Index argmax(Index n, auto&& f) const {
+  DSV3_HD Index argmax(Index n, auto&& f) const {
     using A = decltype(f(n));
-    A largest = -std::numeric_limits<A>::infinity();
+    A largest = detail::lowest_of<A>();
     Index at = -1;
     for (Index i = 0; i < n; ++i) {
       const A value = f(i);

@@ -5,6 +5,17 @@
 #include <dsv3/backend/cpu/context.hpp>
 
 namespace dsv3 {
+namespace detail {
+
+// A row's elements in the type of its sums; a type of its own, because a team is device code too,
+// which must not call a lambda of the host.
+template <class T>
+struct WidenedRow {
+  const T* row;
+  DSV3_HD accum_t<T> operator()(Index i) const { return accum_t<T>(row[i]); }
+};
+
+}  // namespace detail
 
 /// Bytes that fused_attention_forward takes from its arena.
 template <class T>
@@ -87,9 +98,8 @@ void fused_attention_backward(Cpu& cpu, View<const T, 3> q, View<const T, 3> kv,
   cpu.parallel(tokens * heads, 64, [&](Index first, Index last, int) {
     for (Index i = first; i < last; ++i) {
       const Index t = i / heads, head = i % heads;
-      delta(t, head) = SerialTeam{}.dot(
-          in.d_v(), [&](Index d) { return A(o(t, head, d)); },
-          [&](Index d) { return A(d_o(t, head, d)); });
+      delta(t, head) = SerialTeam{}.dot(in.d_v(), detail::WidenedRow<T>{&o(t, head, 0)},
+                                        detail::WidenedRow<T>{&d_o(t, head, 0)});
     }
   });
   const detail::AttentionGradients<T> gradients{lse, delta, d_o, dq_sum, dkv, rope_sum};

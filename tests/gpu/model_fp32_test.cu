@@ -1,0 +1,10 @@
+// Models in float on a GPU.
+#include "model_cases.hpp"
+
+TEST_CASE("Fp32: training on a GPU agrees with Cpu") {
+  gpu::check_training<dsv3::Fp32>(1e-4);  // sums in another order, and three steps of it
+}
+
+TEST_CASE("Fp32: fifty steps on a GPU lose what they lose on Cpu") {
+  gpu::check_parity<dsv3::Fp32>(2e-3);  // rounding that fifty steps carry on
+}

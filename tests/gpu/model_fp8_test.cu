@@ -1,0 +1,17 @@
+// Models of DeepSeek-V3's recipe on a GPU.
+#include "model_cases.hpp"
+
+TEST_CASE("Fp8: training on a GPU agrees with Cpu") {
+  gpu::check_training<dsv3::Fp8>(1e-1);  // a few codes the other way, which differ by up to 2^-3
+}
+
+TEST_CASE("Fp8: fifty steps on a GPU lose what they lose on Cpu") {
+  gpu::check_parity<dsv3::Fp8>(2e-2);  // codes the other way that fifty steps carry on
+}
+
+TEST_CASE("Fp8: generation from a cache of bf16 runs on a GPU") {
+  if (!gpu::available()) return;
+  dsv3::Cuda cuda;
+  for (const auto& result : small::generate<dsv3::Fp8, dsv3::bf16>(cuda))
+    CHECK(result.tokens.size() == 8);
+}
