@@ -28,3 +28,15 @@ function(dsv3_add_tokenizer_target)
       INTERFACE_LINK_LIBRARIES "dsv3::dsv3;${DSV3_PCRE2_LIBRARY}")
   endif()
 endfunction()
+
+# dsv3::cuda adds what backend/cuda.hpp needs: the CUDA runtime and cuBLASLt, and C++20 for .cu files.
+# Where no CUDA Toolkit is installed, the target is missing, and everything else is as before.
+function(dsv3_add_cuda_target)
+  find_package(CUDAToolkit 12.9 QUIET)
+  if(CUDAToolkit_FOUND AND NOT TARGET dsv3::cuda)
+    add_library(dsv3::cuda INTERFACE IMPORTED GLOBAL)
+    set_target_properties(dsv3::cuda PROPERTIES
+      INTERFACE_LINK_LIBRARIES "dsv3::dsv3;CUDA::cudart_static;CUDA::cublasLt"
+      INTERFACE_COMPILE_OPTIONS "$<$<COMPILE_LANGUAGE:CUDA>:-std=c++20>")
+  endif()
+endfunction()

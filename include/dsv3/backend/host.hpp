@@ -55,6 +55,10 @@ DSV3_HD constexpr A lowest_of() {
 
 }  // namespace detail
 
+#ifdef __CUDACC__
+#pragma nv_diagnostic push
+#pragma nv_diag_suppress 1675  // nvcc hands pragmas of g++ on, and warns that it does not know them
+#endif
 /// A team of one worker: what a row kernel gets on a CPU. Iterations of each() must not depend on
 /// one another. Sums keep 16 partial sums, so that they vectorise and their order is fixed.
 struct SerialTeam {
@@ -129,6 +133,10 @@ struct SerialTeam {
     return at;
   }
 };
+
+#ifdef __CUDACC__
+#pragma nv_diagnostic pop
+#endif
 
 /// Primitive. Stable counting sort of the pairs (t, k) by topk_idx(t, k); pair p = t * K + k.
 ///

@@ -6,6 +6,11 @@
 #include <dsv3/backend/cpu/arrange.hpp>
 #include <dsv3/backend/cpu/micro_kernel.hpp>
 
+#ifdef __CUDACC__
+#pragma nv_diagnostic push
+#pragma nv_diag_suppress 1675  // it does not know g++'s pragmas, which it hands on
+#endif
+
 namespace dsv3::detail {
 
 // The most rows that are multiplied so.
@@ -326,3 +331,7 @@ bool multiply_unpacked([[maybe_unused]] const Operand<TB>& b, [[maybe_unused]] I
 }
 
 }  // namespace dsv3::detail
+
+#ifdef __CUDACC__
+#pragma nv_diagnostic pop
+#endif

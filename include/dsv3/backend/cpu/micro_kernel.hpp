@@ -4,6 +4,11 @@
 #include <algorithm>
 #include <dsv3/backend/cpu/pack.hpp>
 
+#ifdef __CUDACC__
+#pragma nv_diagnostic push
+#pragma nv_diag_suppress 1675  // it does not know g++'s pragmas, which it hands on
+#endif
+
 namespace dsv3::detail {
 
 // Memory that the micro-kernel asks for while it multiplies, so that packing the next panel finds
@@ -192,3 +197,7 @@ void multiply_panel(Index rows, Index steps, const typename Kernel::Packed* a, I
 }
 
 }  // namespace dsv3::detail
+
+#ifdef __CUDACC__
+#pragma nv_diagnostic pop
+#endif

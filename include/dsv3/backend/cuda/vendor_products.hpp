@@ -3,6 +3,7 @@
 
 #include <dsv3/backend/cuda/context.hpp>
 #include <dsv3/core/product.hpp>
+#include <dsv3/core/scalar.hpp>
 
 namespace dsv3::detail {
 
