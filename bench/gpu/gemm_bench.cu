@@ -53,9 +53,6 @@ void forward_bf16(Run& run, Index tokens, const Layer& layer) {
 
 void forward_fp8(Run& run, Index tokens, const Layer& layer) {
   run.work(flop(tokens, layer), "TFLOP/s");
-  run.torch("scaled_mm " + std::to_string(tokens) + " " + std::to_string(layer.out) + " " +
-                std::to_string(layer.in),
-            0.8);
   const Index sets = Run::sets(static_cast<double>(layer.out * layer.in));
   std::vector<Quantized<e4m3>> x, w;
   std::vector<View<bf16, 2>> y;

@@ -86,11 +86,11 @@ double median_ms(Cuda& cuda, Index sets, const Call& call, bool& captured) {
     one = watch.ms([&] {
       for (Index i = 0; i < 3; ++i) call(i % sets);
     }) / 3;
-  // A sample of 0.5 ms hides what events and starts of graphs cost; the whole takes about 0.2 s.
-  const auto calls =
-      std::clamp(static_cast<Index>(std::ceil(0.5 / one)), std::min(sets, Index{8}), Index{64});
-  const auto samples =
-      std::clamp(static_cast<Index>(200 / (one * static_cast<double>(calls))), Index{5}, Index{20});
+  one = std::max(one, 1e-3);
+  // A sample of 0.5 ms hides what events and starts of graphs cost; the whole takes about 0.1 s.
+  const auto calls = std::clamp(static_cast<Index>(std::ceil(0.5 / one)), sets, Index{64});
+  const auto samples = std::clamp(static_cast<Index>(100 / (one * static_cast<double>(calls))),
+                                  Index{one < 200 ? 5 : 3}, Index{20});
   const Graph graph(cuda, calls, sets, call);
   captured = graph.complete();
   const auto sample = [&] {

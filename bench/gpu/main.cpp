@@ -2,7 +2,9 @@
 //
 //     gpu_bench --out FILE [--limit SECONDS] [PATTERN]   runs the cases whose names match
 //     gpu_bench --table FILE [FILE]                      prints the table, with PyTorch's peers
-//     gpu_bench --list
+//     gpu_bench --list                                   names the cases
+//     gpu_bench --device                                 names the GPU; status 1 where there is
+//     none
 //
 // Cases run in a process of their own, which is started anew after a case that crashes, hangs or
 // leaves the device unusable, so that the others are still measured.
@@ -34,6 +36,21 @@ std::vector<Case> all_cases() {
         train_bf16_cases, train_fp8_cases, generate_bf16_cases, generate_fp8_cases})
     add(cases);
   return cases;
+}
+
+std::string device_name() {
+  cudaDeviceProp properties;
+  int driver = 0, runtime = 0;
+  using dsv3::detail::check_cuda;
+  check_cuda(cudaGetDeviceProperties(&properties, 0), "gpu_bench", "cudaGetDeviceProperties");
+  check_cuda(cudaDriverGetVersion(&driver), "gpu_bench", "cudaDriverGetVersion");
+  check_cuda(cudaRuntimeGetVersion(&runtime), "gpu_bench", "cudaRuntimeGetVersion");
+  return std::string(properties.name) + ", " + std::to_string(properties.multiProcessorCount) +
+         " multiprocessors, " + std::to_string(properties.totalGlobalMem >> 30) +
+         " GiB, driver for CUDA " + std::to_string(driver / 1000) + "." +
+         std::to_string(driver % 1000 / 10) + ", program of CUDA " +
+         std::to_string(runtime / 1000) + "." + std::to_string(runtime % 1000 / 10) +
+         ", cuBLASLt " + std::to_string(cublasLtGetVersion());
 }
 
 struct Options {
@@ -172,6 +189,11 @@ int main(int argc, char** argv) try {
   if (mode == "--list") {
     for (const auto& c : all_cases()) std::printf("%s\n", c.name.c_str());
     return 0;
+  }
+  if (mode == "--device") {
+    const auto reason = dsv3::cuda_unavailable();
+    std::printf("%s\n", reason.empty() ? device_name().c_str() : reason.c_str());
+    return !reason.empty();
   }
   if (mode == "--table" && argc >= 3) return print_table(argv[2], argc > 3 ? argv[3] : "");
   long limit = 150;
