@@ -167,6 +167,7 @@ int run_all(const char* program, const Options& options) {
       record.status = reason;
       append(options.out, record);
       std::printf("FAILED %s: %s\n", record.name.c_str(), reason.c_str());
+      std::fflush(stdout);
     }
     first = last + 1;
   }

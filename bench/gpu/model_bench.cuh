@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 
 #include "harness.hpp"
 
@@ -55,7 +56,8 @@ inline std::vector<std::int32_t> random_tokens(std::uint64_t seed, Index count) 
   return tokens;
 }
 
-/// Whole steps of the trainer with its report: 4 rows of 2048 tokens.
+/// Whole steps of the trainer with its report: 4 rows of 2048 tokens. The first launch kernels and
+/// record them, the others repeat the record.
 template <class P>
 void train_case(Run& run) {
   constexpr Index rows = 4, length = 2048;
@@ -65,11 +67,11 @@ void train_case(Run& run) {
   dsv3::Trainer trainer(model, {.peak_lr = 1e-4});
   const auto tokens = random_tokens(7, rows * (length + 1));
   std::vector<double> times;
-  for (int step = 0; step < 7; ++step) {
+  for (int step = 0; step < 8; ++step) {
     const double begin = seconds();
     const auto report =
         trainer.step(View<const std::int32_t, 2>(tokens.data(), {rows, length + 1}));
-    if (step >= 2) times.push_back(seconds() - begin);
+    if (step >= 3) times.push_back(seconds() - begin);
     if (!(report.loss > 0 && report.loss < 20) || report.skipped)
       throw std::runtime_error("step " + std::to_string(step) + ": the loss is " +
                                std::to_string(report.loss) + ", the gradient's norm " +
@@ -84,6 +86,27 @@ void train_case(Run& run) {
                 flop * run.record.rate(run.record.ms) * 1e-12,
                 static_cast<double>(model.measured_bytes()) / (1 << 30));
   run.record.note = note;
+}
+
+/// Bytes of weights and cache that one round reads, where `batch` sequences choose their experts
+/// independently.
+template <class P>
+double decode_bytes(Index batch, Index context) {
+  const auto& c = model_config;
+  const auto d = [](Index n) { return static_cast<double>(n); };
+  const double code = dsv3::QuantizedPolicy<P> ? 1 : 2;
+  const double missed = 1 - d(c.num_experts_per_tok) / d(c.n_routed_experts);
+  const double touched = d(c.n_routed_experts) * (1 - std::pow(missed, d(batch)));
+  double bytes = 2 * d(c.vocab_size * c.hidden_size);
+  for (Index layer = 0; layer < c.num_hidden_layers; ++layer) {
+    bytes += code * d(dsv3::plan::attention_parameters(c));
+    bytes += c.is_moe(layer)
+                 ? code * (touched + d(c.n_shared_experts)) * d(dsv3::plan::expert_parameters(c)) +
+                       2 * d(c.n_routed_experts * c.hidden_size)
+                 : code * d(3 * c.hidden_size * c.intermediate_size);
+    bytes += d(batch * context) * 2 * d(c.kv_lora_rank + c.qk_rope_head_dim);
+  }
+  return bytes;
 }
 
 /// Rounds of a Generator that give each of `batch` sequences behind 512 tokens its next one.
@@ -116,6 +139,14 @@ void generate_case(Run& run, Index batch) {
   }
   run.record.ms = 1e3 * median(times);
   generator.run();
+  // A copy reads and writes: half the bytes take as long as reading all.
+  const auto half = static_cast<Index>(decode_bytes<P>(batch, prompt) / 2);
+  const auto from = run.take<std::byte>({half}), to = run.take<std::byte>({half});
+  run.measure_peer("copy of its bytes", 0, 1, [&](Index) {
+    dsv3::detail::check_cuda(cudaMemcpyAsync(to.data, from.data, static_cast<std::size_t>(half),
+                                             cudaMemcpyDeviceToDevice, run.cuda.stream()),
+                             "decoding", "cudaMemcpyAsync");
+  });
   if (generator.result(0).tokens.size() != static_cast<std::size_t>(rounds + 4))
     throw std::runtime_error("a sequence has " + std::to_string(generator.result(0).tokens.size()) +
                              " tokens");
