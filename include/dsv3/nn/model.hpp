@@ -34,6 +34,23 @@ struct Losses {
 };
 
 namespace detail {
+// report += the losses of a pass: main, balance, then each MTP depth.
+template <class A>
+struct AddLossesRow {
+  View<const A, 1> loss, balance;
+  View<double, 1> report;
+
+  DSV3_HD void operator()(auto team, Index) const {
+    team.once([&] {
+      double sum = 0;
+      for (Index l = 0; l < balance.extent(0); ++l) sum += static_cast<double>(balance(l));
+      report(0) += static_cast<double>(loss(0));
+      report(1) += sum;
+      for (Index k = 1; k < loss.extent(0); ++k) report(1 + k) += static_cast<double>(loss(k));
+    });
+  }
+};
+
 // Compares references as template arguments: comparing addresses is no constant expression under
 // some sanitizers.
 template <const ModelConfig& config>
@@ -200,16 +217,24 @@ class Model {
   Losses losses_and_gradients(const Batch& batch, const LossScale& scale,
                               const ModelTensors<P, M>& grads, View<Index, 2> load = {},
                               bool recompute = false, Observer&& observer = {}) {
-    require_labels("Model::losses_and_gradients", batch);
     Losses result;
-    const Keep keep = recompute ? Keep::inputs : Keep::all;
-    run(batch, [&](auto& backend, const auto& inputs, auto& pass, Arena& arena) {
-      transformer_.forward(backend, operands_, inputs, scale, keep, true, &grads, load, pass, arena,
-                           observer);
-      transformer_.backward(backend, operands_, inputs, scale, keep, pass, grads, arena);
-      if (!arena.counting()) add_losses(pass, result);
-    });
+    differentiate("Model::losses_and_gradients", batch, scale, grads, load, recompute, observer,
+                  [&](const Pass& pass) { add_losses(pass, result); });
     return result;
+  }
+
+  /// The same without waiting for the backend: the losses are added to report [2 + D] in its
+  /// memory: loss, balance loss, those of the MTP depths.
+  void add_losses_and_gradients(const Batch& batch, const LossScale& scale,
+                                const ModelTensors<P, M>& grads, View<double, 1> report,
+                                View<Index, 2> load = {}, bool recompute = false) {
+    const char* caller = "Model::add_losses_and_gradients";
+    check_shape(caller, "report", report, 2 + config().num_nextn_predict_layers,
+                "losses and MTP depths");
+    differentiate(
+        caller, batch, scale, grads, load, recompute, NoObserver{}, [&](const Pass& pass) {
+          for_each_row(*backend_, 1, detail::AddLossesRow<A>{pass.loss, pass.balance, report});
+        });
   }
 
   /// The averages of a batch that is a whole step: over its own labels and sequences.
@@ -298,6 +323,20 @@ class Model {
   template <class T1, int Rank>
   static Index bytes_of(const View<T1, Rank>& v) {
     return v.size() * static_cast<Index>(sizeof(T1));
+  }
+
+  // Forward and backward of a batch, then after(pass) while the pass lies in the arena.
+  void differentiate(const char* caller, const Batch& batch, const LossScale& scale,
+                     const ModelTensors<P, M>& grads, View<Index, 2> load, bool recompute,
+                     auto&& observer, auto&& after) {
+    require_labels(caller, batch);
+    const Keep keep = recompute ? Keep::inputs : Keep::all;
+    run(batch, [&](auto& backend, const auto& inputs, auto& pass, Arena& arena) {
+      transformer_.forward(backend, operands_, inputs, scale, keep, true, &grads, load, pass, arena,
+                           observer);
+      transformer_.backward(backend, operands_, inputs, scale, keep, pass, grads, arena);
+      if (!arena.counting()) after(pass);
+    });
   }
 
   void add_losses(const Pass& pass, Losses& result) {
