@@ -1,0 +1,402 @@
+// What the kernels of attention over a latent cache share: which rows and keys a block of threads
+// has, how they reach shared memory, the softmax of a tile, and where results go.
+#pragma once
+
+#include <dsv3/backend/cuda/latent_attention.hpp>
+#include <dsv3/backend/cuda/mma.cuh>
+#include <dsv3/core/math.hpp>
+
+namespace dsv3::detail {
+
+// The arguments of one launch, over tokens [first, last).
+template <class C>
+struct LatentPass {
+  View<const bf16, 3> q_latent, q;
+  CachePages<const C> pages;
+  CacheTable table;
+  View<bf16, 3> o;
+  float scale2;  // of scores whose exponential is a power of two
+  Index first, last, most, heads_each, head_blocks;
+  View<float, 3> sum;                 // [(last - first) * heads, splits, padded r]
+  View<float, 2> level, denominator;  // [(last - first) * heads, splits]
+  bool q_aligned, keys_aligned;       // rows start at multiples of 16 bytes
+
+  DSV3_HD Index partial(Index t, Index head) const { return (t - first) * o.extent(1) + head; }
+};
+
+// One past the last token that shares tiles with t; t itself unless t is the first of them. Tokens
+// of a tile are neighbours of one part, at most `most`, which never cross a multiple of it.
+DSV3_HD inline Index latent_group_end(const View<const std::int32_t, 1>& part, Index first,
+                                      Index last, Index most, Index t) {
+  const Index at = (t - first) % most;
+  if (at > 0 && part(t) == part(t - 1)) return t;
+  const Index bound = t + most - at < last ? t + most - at : last;
+  Index end = t + 1;
+  while (end < bound && part(end) == part(t)) ++end;
+  return end;
+}
+
+// The rows and the keys of one block of threads.
+struct LatentUnit {
+  Index t0, h0, part;
+  int tokens, heads, split;
+  int end;  // of the keys, which is below the split's first where there is nothing to do
+
+  DSV3_HD int rows() const { return tokens * heads; }
+  DSV3_HD int begin() const { return split * LatentTile::split; }
+  DSV3_HD Index token(int row) const { return t0 + row / heads; }
+  DSV3_HD Index head(int row) const { return h0 + row % heads; }
+  // What lies between is in order: blocks of heads, then tokens, then splits.
+  template <class C>
+  DSV3_HD static LatentUnit at(const LatentPass<C>& in, Index block) {
+    const Index tokens = in.last - in.first, heads = in.o.extent(1);
+    LatentUnit unit{};
+    unit.h0 = block % in.head_blocks * in.heads_each;
+    block /= in.head_blocks;
+    unit.t0 = in.first + block % tokens;
+    unit.split = static_cast<int>(block / tokens);
+    unit.heads =
+        static_cast<int>(heads - unit.h0 < in.heads_each ? heads - unit.h0 : in.heads_each);
+    const Index end = latent_group_end(in.table.part, in.first, in.last, in.most, unit.t0);
+    unit.tokens = static_cast<int>(end - unit.t0);
+    if (unit.tokens == 0) return unit;
+    unit.part = in.table.part(unit.t0);
+    const int keys = in.table.position(end - 1) + 1, bound = unit.begin() + LatentTile::split;
+    unit.end = keys < bound ? keys : bound;
+    return unit;
+  }
+  DSV3_HD int tiles() const {
+    return tokens == 0 || end <= begin()
+               ? 0
+               : (end - begin() + LatentTile::keys - 1) / LatentTile::keys;
+  }
+};
+
+// Where 8 columns from 8 `chunk` of a row begin in a tile of 64 rows: panels of 64 columns, whose
+// chunks of 16 bytes are permuted within their row so that neither columns nor rows collide in
+// banks. Panels are the layout that wgmma calls a swizzle of 128 bytes.
+DSV3_HD constexpr int latent_at(int row, int chunk) {
+  return chunk / 8 * (LatentTile::keys * LatentTile::columns) + row * LatentTile::columns +
+         ((chunk % 8) ^ (row % 8)) * 8;
+}
+
+// The shared memory of a block, for V columns of latents and R of rotated keys.
+template <int V, int R>
+struct LatentShared {
+  static constexpr int width = V + R, tile = LatentTile::keys * width, rows = LatentTile::rows;
+  bf16 *q, *keys, *weights;      // panels; `stages` tiles of keys
+  float *largest, *denominator;  // [2][rows] of halves of a tile's keys
+  float* keep;                   // [rows]; in the end the levels
+  int* limit;                    // [rows] the last key that a row sees, -1 for none
+
+  __device__ LatentShared(unsigned char* memory, int stages) {
+    memory += (1024 - shared_address(memory) % 1024) % 1024;
+    q = reinterpret_cast<bf16*>(memory);
+    keys = q + rows * width;
+    weights = keys + stages * tile;
+    largest = reinterpret_cast<float*>(weights + rows * LatentTile::keys);
+    denominator = largest + 2 * rows;
+    keep = denominator + 2 * rows;
+    limit = reinterpret_cast<int*>(keep + rows);
+  }
+};
+
+// Eight bf16 of element(0 ... 7), those from `left` on zero.
+__device__ inline uint4 latent_chunk(int left, auto&& element) {
+  std::uint32_t words[4] = {};
+#pragma unroll
+  for (int j = 0; j < 8; ++j)
+    if (j < left) words[j / 2] |= std::uint32_t{element(j).bits} << (16 * (j % 2));
+  return {words[0], words[1], words[2], words[3]};
+}
+
+// Rows [row0, row0 + 8) of `chunks` chunks of columns by one warp. Lane r < 8 knows where row r
+// begins in memory; below zero the row is of zeros, as are columns from `width` on.
+template <int chunks>
+__device__ inline void load_latent_rows(const bf16* from, Index begins, Index width, bf16* to,
+                                        int row0, bool aligned) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll 4
+  for (int n = 0; n < chunks / 4; ++n) {
+    const int i = 32 * n + lane, row = i / chunks, c = i % chunks;
+    const Index begin = __shfl_sync(~0u, begins, row);
+    const Index left = begin < 0 ? 0 : width - 8 * c;
+    bf16* at = to + latent_at(row0 + row, c);
+    if (aligned)  // widths are multiples of 8
+      copy_async(at, left > 0 ? from + begin + 8 * c : from, left > 0);
+    else
+      *reinterpret_cast<uint4*>(at) = latent_chunk(static_cast<int>(left < 8 ? left : 8),
+                                                   [&](int j) { return from[begin + 8 * c + j]; });
+  }
+}
+
+// Two codes as floats, exactly.
+__device__ inline float2 floats_of(std::uint16_t codes, e4m3) {
+#if __CUDA_ARCH__ >= 890
+  std::uint32_t halves;
+  float low, high;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(codes));
+  asm("{.reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h;}"
+      : "=f"(low), "=f"(high)
+      : "r"(halves));
+  return {low, high};
+#else
+  return {e4m3::format::decode(codes & 0xFFu), e4m3::format::decode(codes >> 8)};
+#endif
+}
+
+// Eight codes times their scale, as CachePages::latent_as<bf16> rounds them.
+__device__ inline uint4 latent_of_codes(std::uint32_t low, std::uint32_t high, float scale) {
+  std::uint32_t words[4];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const std::uint32_t pair = (j < 2 ? low : high) >> (16 * (j % 2));
+    const float2 value = floats_of(static_cast<std::uint16_t>(pair), e4m3{});
+    words[j] = pack_bf16(value.x * scale, value.y * scale);
+  }
+  return {words[0], words[1], words[2], words[3]};
+}
+
+// The eight keys of a tile that one warp brings to shared memory: find says where they are; fetch
+// asks for them as far as registers are the way; store puts them into the tile, where they are when
+// the thread's copies are done.
+template <class C, int V, int R>
+struct LatentKeys {
+  static constexpr bool coded = std::is_same_v<C, e4m3>, plain = std::is_same_v<C, bf16>;
+  static constexpr int units = V / 16, groups = V / CacheElement<C>::group;  // of 16 codes
+  static_assert(8 * groups <= 32 && units % 8 == 0);
+  Index slot = -1;  // lane k < 8: of key k; -1 beyond the last
+  uint4 codes[coded ? units / 4 : 1];
+  float scale;  // lane l: of group l % groups of key l / groups
+
+  __device__ void find(const LatentPass<C>& in, const LatentUnit& unit, int tile) {
+    const int key =
+        unit.begin() + LatentTile::keys * tile + threadIdx.x / 32 * 8 + threadIdx.x % 32;
+    slot = -1;
+    if (threadIdx.x % 32 >= 8 || key >= unit.end) return;
+    const auto size = static_cast<unsigned>(in.table.block_size), at = static_cast<unsigned>(key);
+    slot = Index{in.table.blocks(unit.part, at / size)} * in.table.block_size + at % size;
+  }
+
+  __device__ void fetch(const LatentPass<C>& in) {
+    if constexpr (coded) {
+      if (!in.keys_aligned) return;
+      const int lane = threadIdx.x % 32;
+      const Index width = in.pages.latent.extent(1), row = in.pages.latent.strides[0];
+#pragma unroll
+      for (int n = 0; n < units / 4; ++n) {
+        const int i = 32 * n + lane, c = i % units;
+        const Index own = __shfl_sync(~0u, slot, i / units);
+        codes[n] = uint4{0, 0, 0, 0};
+        if (own >= 0 && 16 * c < width)
+          codes[n] = __ldg(reinterpret_cast<const uint4*>(in.pages.latent.data + own * row) + c);
+      }
+      const Index own = __shfl_sync(~0u, slot, lane / groups % 8);
+      const bool inside = own >= 0 && lane % groups < in.pages.scales.extent(1);
+      scale = inside ? in.pages.scales(own, lane % groups) : 0.0f;
+    }
+  }
+
+  __device__ void store(const LatentPass<C>& in, bf16* tile) const {
+    const int row0 = threadIdx.x / 32 * 8;
+    const auto& latent = in.pages.latent;
+    const auto& rope = in.pages.rope;
+    bf16* rotated = tile + LatentTile::keys * V;
+    if constexpr (plain) {
+      load_latent_rows<V / 8>(latent.data, slot < 0 ? -1 : slot * latent.strides[0],
+                              latent.extent(1), tile, row0, in.keys_aligned);
+    } else {
+      const auto element = [&](Index own, Index j) {
+        return in.pages.template latent_as<bf16>(own, j);
+      };
+      if constexpr (coded) {
+        if (in.keys_aligned)
+          store_codes(tile, row0);
+        else
+          store_elements<V / 8>(latent.extent(1), tile, row0, element);
+      } else {
+        store_elements<V / 8>(latent.extent(1), tile, row0, element);
+      }
+    }
+    if constexpr (plain || coded)
+      load_latent_rows<R / 8>(rope.data, slot < 0 ? -1 : slot * rope.strides[0], rope.extent(1),
+                              rotated, row0, in.keys_aligned);
+    else
+      store_elements<R / 8>(rope.extent(1), rotated, row0, [&](Index own, Index j) {
+        return in.pages.template rope_as<bf16>(own, j);
+      });
+  }
+
+ private:
+  __device__ void store_codes(bf16* tile, int row0) const {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int n = 0; n < units / 4; ++n) {
+      const int i = 32 * n + lane, row = i / units, c = i % units;
+      const float own = __shfl_sync(~0u, scale, row * groups + c / 8);
+      const uint4 first = latent_of_codes(codes[n].x, codes[n].y, own),
+                  second = latent_of_codes(codes[n].z, codes[n].w, own);
+      // Every other four lanes begin with the second half: eight lanes then fill all banks.
+      const bool swap = (lane & 4) != 0;
+      *reinterpret_cast<uint4*>(tile + latent_at(row0 + row, 2 * c + swap)) = swap ? second : first;
+      *reinterpret_cast<uint4*>(tile + latent_at(row0 + row, 2 * c + !swap)) =
+          swap ? first : second;
+    }
+  }
+  template <int chunks>
+  __device__ void store_elements(Index width, bf16* to, int row0, auto&& element) const {
+#pragma unroll 1
+    for (int n = 0; n < chunks / 4; ++n) {
+      const int i = 32 * n + threadIdx.x % 32, row = i / chunks, c = i % chunks;
+      const Index own = __shfl_sync(~0u, slot, row), left = own < 0 ? 0 : width - 8 * c;
+      *reinterpret_cast<uint4*>(to + latent_at(row0 + row, c)) =
+          latent_chunk(static_cast<int>(left < 8 ? left : 8),
+                       [&](int j) { return element(own, Index{8 * c + j}); });
+    }
+  }
+};
+
+// The queries of a unit as a tile, eight rows by each warp, and what each row sees.
+template <class C, int V, int R>
+__device__ inline void load_latent_queries(const LatentPass<C>& in, const LatentUnit& unit,
+                                           const LatentShared<V, R>& shared) {
+  const int row0 = threadIdx.x / 32 * 8, row = row0 + threadIdx.x % 32;
+  Index latent = -1, rope = -1;
+  if (threadIdx.x % 32 < 8) {
+    const bool inside = row < unit.rows();
+    if (inside) {
+      const Index t = unit.token(row), head = unit.head(row);
+      latent = t * in.q_latent.strides[0] + head * in.q_latent.strides[1];
+      rope =
+          t * in.q.strides[0] + head * in.q.strides[1] + in.q.extent(2) - in.pages.rope.extent(1);
+    }
+    shared.limit[row] = inside ? in.table.position(unit.token(row)) : -1;
+  }
+  load_latent_rows<V / 8>(in.q_latent.data, latent, in.q_latent.extent(2), shared.q, row0,
+                          in.q_aligned);
+  load_latent_rows<R / 8>(in.q.data, rope, in.pages.rope.extent(1), shared.q + LatentTile::rows * V,
+                          row0, in.q_aligned);
+}
+
+__device__ inline float power_of_two(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// The softmax of a tile, for a warp that holds 16 rows and 32 keys of its scores. Warp w has rows
+// from 16 (w % 4) and the half w / 4 of the keys; s[4 n + 2 h + e] is row lane / 4 + 8 h and key
+// 8 n + 2 (lane % 4) + e of them. Both halves know the largest of all keys; each thread adds up the
+// weights that it made.
+struct LatentSoftmax {
+  // A weight is 2^(score * scale2 + level): the level is minus the largest of score * scale2.
+  static constexpr float infinity = __builtin_bit_cast(float, 0x7F800000);
+  float level[2] = {infinity, infinity}, denominator[2] = {0, 0};
+
+  __device__ static int row(int h) {
+    return threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4 + 8 * h;
+  }
+  __device__ static int half() { return threadIdx.x / 128; }
+
+  // Scores of a tile from key `first` become weights in shared memory; keep is what earlier sums of
+  // a row are multiplied by. Ends before the weights are visible.
+  template <int V, int R>
+  __device__ void weigh(const LatentShared<V, R>& shared, float (&s)[16], int first, float scale2,
+                        float (&keep)[2]) {
+    const int lane = threadIdx.x % 32, key0 = first + 32 * half() + 2 * (lane % 4);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int seen = shared.limit[row(h)] - key0;
+      float most = -infinity;
+#pragma unroll
+      for (int n = 0; n < 4; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          float& score = s[4 * n + 2 * h + e];
+          score = 8 * n + e <= seen ? score : -infinity;
+          most = score > most ? score : most;
+        }
+#pragma unroll
+      for (int step = 1; step < 4; step *= 2) {
+        const float other = __shfl_xor_sync(~0u, most, step);
+        most = other > most ? other : most;
+      }
+      if (lane % 4 == 0) shared.largest[LatentTile::rows * half() + row(h)] = most;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float a = shared.largest[row(h)], b = shared.largest[LatentTile::rows + row(h)];
+      const float tile = -(a > b ? a : b) * scale2;
+      const float next = tile < level[h] ? tile : level[h];
+      const float used = next == infinity ? 0.0f : next;  // a row that sees nothing yet
+      keep[h] = power_of_two(used - level[h]);
+      level[h] = next;
+      float sum = 0;
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        const float low = power_of_two(dsv3::fma(s[4 * n + 2 * h], scale2, used));
+        const float high = power_of_two(dsv3::fma(s[4 * n + 2 * h + 1], scale2, used));
+        const std::uint32_t pair = pack_bf16(low, high);
+        *reinterpret_cast<std::uint32_t*>(shared.weights + latent_at(row(h), 4 * half() + n) +
+                                          2 * (lane % 4)) = pair;
+        // What is divided by is the sum of the weights that are used, so rounding them is no bias.
+        sum += __uint_as_float(pair << 16) + __uint_as_float(pair & 0xFFFF0000u);
+      }
+      denominator[h] = dsv3::fma(denominator[h], keep[h], sum);
+    }
+  }
+
+  // The denominators of all rows, in shared memory; visible after the next barrier.
+  template <int V, int R>
+  __device__ void end(const LatentShared<V, R>& shared) const {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float sum = denominator[h];
+      sum += __shfl_xor_sync(~0u, sum, 1);
+      sum += __shfl_xor_sync(~0u, sum, 2);
+      if (threadIdx.x % 4 != 0) continue;
+      shared.denominator[LatentTile::rows * half() + row(h)] = sum;
+      if (half() == 0) shared.keep[row(h)] = level[h];
+    }
+  }
+};
+
+// Where one row of a unit goes: to the output where its keys are those of one split, else to the
+// partial results.
+struct LatentRowOut {
+  bf16* o = nullptr;
+  float* sum = nullptr;
+  float denominator = 1;
+  Index width = 0;
+
+  template <class C, int V, int R>
+  __device__ LatentRowOut(const LatentPass<C>& in, const LatentUnit& unit,
+                          const LatentShared<V, R>& shared, int row) {
+    if (shared.limit[row] < unit.begin()) return;  // no such row, or one that ends before
+    const Index t = unit.token(row), head = unit.head(row);
+    denominator = shared.denominator[row] + shared.denominator[LatentTile::rows + row];
+    if (shared.limit[row] < LatentTile::split) {
+      o = &in.o(t, head, 0);
+      width = in.o.extent(2);
+    } else {
+      const Index at = in.partial(t, head);
+      sum = &in.sum(at, unit.split, 0);
+      width = in.sum.extent(2);
+      in.level(at, unit.split) = shared.keep[row];
+      in.denominator(at, unit.split) = denominator;
+    }
+  }
+  // Columns j and j + 1; j is even.
+  __device__ void operator()(int j, float x, float y) const {
+    if (j >= width) return;
+    if (sum) {
+      *reinterpret_cast<float2*>(sum + j) = float2{x, y};
+    } else {
+      o[j] = bf16(x / denominator);
+      if (j + 1 < width) o[j + 1] = bf16(y / denominator);
+    }
+  }
+};
+
+}  // namespace dsv3::detail
