@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(LatentTile::threads, 1)
   const auto buffer = [&](int tile) {
     return shared.keys + (stages == 2 ? tile % 2 : 0) * LatentShared<V, R>::tile;
   };
-  LatentKeys<C, V, R> keys;
+  LatentKeys<C, V, R, false> keys;
   const auto load = [&](int tile) {
     keys.fetch(in);
     keys.store(in, buffer(tile));
@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(LatentTile::threads, 1)
     keys.find(in, unit, tile + 1);
   };
   keys.find(in, unit, 0);
-  load_latent_queries(in, unit, shared);
+  load_latent_queries<false>(in, unit, shared);
   load(0);
   float sum[4][columns / 8][4] = {};
   LatentSoftmax softmax;
@@ -229,7 +229,7 @@ void launch_latent_pass(Cuda& cuda, const LatentPlan& plan, const LatentPass<C>&
     launch_latent_kernel(cuda, latent_any_size_kernel<C>, sizes, blocks, 128, 0, in);
   else if (plan.kernel == LatentKernel::tile_128)
     tile(latent_tile_kernel<C, 128, 64>, 128 + 64, plan.stages, plan.stages);
-  else if (latent_hopper_usable<C>(cuda))
+  else if (in.q_aligned && in.keys_aligned && latent_hopper_usable<C>(cuda))
     tile(latent_hopper_kernel<C>, 512 + 64, 2);
   else
     tile(latent_tile_kernel<C, 512, 64>, 512 + 64, plan.stages, plan.stages);

@@ -12,7 +12,9 @@ namespace dsv3::detail {
 // `next` is the distance in bytes of the next 64 columns where columns are what is multiplied along
 // the output, and eight rows of 128 bytes follow one another.
 __device__ inline std::uint64_t panels_at(const void* tile, int next) {
-  return std::uint64_t{shared_address(tile) >> 4} |
+  std::uint32_t address = shared_address(tile);
+  asm volatile("" : "+r"(address));  // is not worth keeping dozens of these in registers
+  return std::uint64_t{address >> 4} |
          std::uint64_t{static_cast<unsigned>(next) >> 4} << 16 | std::uint64_t{1024 >> 4} << 32 |
          std::uint64_t{1} << 62;
 }
@@ -87,7 +89,7 @@ __global__ void __launch_bounds__(LatentTile::threads, 1) latent_hopper_kernel(L
   if (tiles == 0) return;
   const LatentShared<V, R> shared(memory, 2);
   const auto buffer = [&](int tile) { return shared.keys + tile % 2 * LatentShared<V, R>::tile; };
-  LatentKeys<C, V, R> keys;
+  LatentKeys<C, V, R, true> keys;
   const auto scores = [&](float(&s)[16], int tile) {
     const std::uint64_t a = panels_at(shared.q, 0),
                         b = panels_at(buffer(tile) + half * 32 * LatentTile::columns, 0);
@@ -98,7 +100,7 @@ __global__ void __launch_bounds__(LatentTile::threads, 1) latent_hopper_kernel(L
     }
   };
   keys.find(in, unit, 0);
-  load_latent_queries(in, unit, shared);
+  load_latent_queries<true>(in, unit, shared);
   keys.fetch(in);
   keys.store(in, buffer(0));
   copies_end_group();
@@ -107,7 +109,6 @@ __global__ void __launch_bounds__(LatentTile::threads, 1) latent_hopper_kernel(L
   keys.store(in, buffer(1));
   copies_end_group();
   keys.find(in, unit, 2);
-  keys.fetch(in);
   wait_for_copies<1>();
   publish_shared();
   __syncthreads();
@@ -140,14 +141,17 @@ __global__ void __launch_bounds__(LatentTile::threads, 1) latent_hopper_kernel(L
         group_multiply_columns(sum[n], a + (32 * k >> 4),
                                b + ((2 * panel * 2 * n + 16 * 128 * k) >> 4));
     group_multiply_ends();
-    if (tile + 1 < tiles) scores(s, tile + 1);
+    if (tile + 1 < tiles) {
+      group_multiply_begins();
+      scores(s, tile + 1);
+    }
     group_multiply_ends();
+    keys.fetch(in);
     wait_for_products<1>();
     __syncthreads();  // the tile and the weights have been read
     if (tile + 2 < tiles) {
       keys.store(in, buffer(tile));
       keys.find(in, unit, tile + 3);
-      keys.fetch(in);
     }
     copies_end_group();
     wait_for_products<0>();

@@ -160,7 +160,8 @@ __device__ inline uint4 latent_of_codes(std::uint32_t low, std::uint32_t high, f
 // The eight keys of a tile that one warp brings to shared memory: find says where they are; fetch
 // asks for them as far as registers are the way; store puts them into the tile, where they are when
 // the thread's copies are done.
-template <class C, int V, int R>
+// `aligned`: every row starts at a multiple of 16 bytes; else in.keys_aligned says so.
+template <class C, int V, int R, bool aligned>
 struct LatentKeys {
   static constexpr bool coded = std::is_same_v<C, e4m3>, plain = std::is_same_v<C, bf16>;
   static constexpr int units = V / 16, groups = V / CacheElement<C>::group;  // of 16 codes
@@ -180,7 +181,7 @@ struct LatentKeys {
 
   __device__ void fetch(const LatentPass<C>& in) {
     if constexpr (coded) {
-      if (!in.keys_aligned) return;
+      if (!chunks_of(in)) return;
       const int lane = threadIdx.x % 32;
       const Index width = in.pages.latent.extent(1), row = in.pages.latent.strides[0];
 #pragma unroll
@@ -204,13 +205,13 @@ struct LatentKeys {
     bf16* rotated = tile + LatentTile::keys * V;
     if constexpr (plain) {
       load_latent_rows<V / 8>(latent.data, slot < 0 ? -1 : slot * latent.strides[0],
-                              latent.extent(1), tile, row0, in.keys_aligned);
+                              latent.extent(1), tile, row0, chunks_of(in));
     } else {
       const auto element = [&](Index own, Index j) {
         return in.pages.template latent_as<bf16>(own, j);
       };
       if constexpr (coded) {
-        if (in.keys_aligned)
+        if (chunks_of(in))
           store_codes(tile, row0);
         else
           store_elements<V / 8>(latent.extent(1), tile, row0, element);
@@ -220,7 +221,7 @@ struct LatentKeys {
     }
     if constexpr (plain || coded)
       load_latent_rows<R / 8>(rope.data, slot < 0 ? -1 : slot * rope.strides[0], rope.extent(1),
-                              rotated, row0, in.keys_aligned);
+                              rotated, row0, chunks_of(in));
     else
       store_elements<R / 8>(rope.extent(1), rotated, row0, [&](Index own, Index j) {
         return in.pages.template rope_as<bf16>(own, j);
@@ -228,6 +229,8 @@ struct LatentKeys {
   }
 
  private:
+  __device__ static bool chunks_of(const LatentPass<C>& in) { return aligned || in.keys_aligned; }
+
   __device__ void store_codes(bf16* tile, int row0) const {
     const int lane = threadIdx.x % 32;
 #pragma unroll
@@ -257,7 +260,7 @@ struct LatentKeys {
 };
 
 // The queries of a unit as a tile, eight rows by each warp, and what each row sees.
-template <class C, int V, int R>
+template <bool aligned, class C, int V, int R>
 __device__ inline void load_latent_queries(const LatentPass<C>& in, const LatentUnit& unit,
                                            const LatentShared<V, R>& shared) {
   const int row0 = threadIdx.x / 32 * 8, row = row0 + threadIdx.x % 32;
@@ -273,9 +276,9 @@ __device__ inline void load_latent_queries(const LatentPass<C>& in, const Latent
     shared.limit[row] = inside ? in.table.position(unit.token(row)) : -1;
   }
   load_latent_rows<V / 8>(in.q_latent.data, latent, in.q_latent.extent(2), shared.q, row0,
-                          in.q_aligned);
+                          aligned || in.q_aligned);
   load_latent_rows<R / 8>(in.q.data, rope, in.pages.rope.extent(1), shared.q + LatentTile::rows * V,
-                          row0, in.q_aligned);
+                          row0, aligned || in.q_aligned);
 }
 
 __device__ inline float power_of_two(float x) {
