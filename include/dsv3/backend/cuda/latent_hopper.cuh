@@ -14,9 +14,8 @@ namespace dsv3::detail {
 __device__ inline std::uint64_t panels_at(const void* tile, int next) {
   std::uint32_t address = shared_address(tile);
   asm volatile("" : "+r"(address));  // is not worth keeping dozens of these in registers
-  return std::uint64_t{address >> 4} |
-         std::uint64_t{static_cast<unsigned>(next) >> 4} << 16 | std::uint64_t{1024 >> 4} << 32 |
-         std::uint64_t{1} << 62;
+  return std::uint64_t{address >> 4} | std::uint64_t{static_cast<unsigned>(next) >> 4} << 16 |
+         std::uint64_t{1024 >> 4} << 32 | std::uint64_t{1} << 62;
 }
 
 // c [64, 32] = a [64, 16] b^T, or c += where `add`, for b of 32 rows: both along their rows. Warp w
@@ -85,7 +84,8 @@ __global__ void __launch_bounds__(LatentTile::threads, 1) latent_hopper_kernel(L
   constexpr int V = 512, R = 64, panel = LatentTile::keys * LatentTile::columns;
   extern __shared__ unsigned char memory[];
   const auto unit = LatentUnit::at(in, blockIdx.x);
-  const int tiles = unit.tiles(), half = LatentSoftmax::half(), lane = threadIdx.x % 32;
+  const int tiles = unit.tiles(), lane = threadIdx.x % 32;
+  const int half = __shfl_sync(~0u, LatentSoftmax::half(), 0);  // known to be the warp's
   if (tiles == 0) return;
   const LatentShared<V, R> shared(memory, 2);
   const auto buffer = [&](int tile) { return shared.keys + tile % 2 * LatentShared<V, R>::tile; };

@@ -28,9 +28,9 @@ struct LatentPass {
 // of a tile are neighbours of one part, at most `most`, which never cross a multiple of it.
 DSV3_HD inline Index latent_group_end(const View<const std::int32_t, 1>& part, Index first,
                                       Index last, Index most, Index t) {
-  const Index at = (t - first) % most;
+  const Index at = most > 1 ? static_cast<unsigned>(t - first) % static_cast<unsigned>(most) : 0;
   if (at > 0 && part(t) == part(t - 1)) return t;
-  const Index bound = t + most - at < last ? t + most - at : last;
+  const Index next = t + most - at, bound = next < last ? next : last;
   Index end = t + 1;
   while (end < bound && part(end) == part(t)) ++end;
   return end;
@@ -48,15 +48,16 @@ struct LatentUnit {
   DSV3_HD Index head(int row) const { return h0 + row % heads; }
   // What lies between is in order: blocks of heads, then tokens, then splits.
   template <class C>
-  DSV3_HD static LatentUnit at(const LatentPass<C>& in, Index block) {
-    const Index tokens = in.last - in.first, heads = in.o.extent(1);
+  DSV3_HD static LatentUnit at(const LatentPass<C>& in, unsigned block) {
+    const auto tokens = static_cast<unsigned>(in.last - in.first);
+    const auto head_blocks = static_cast<unsigned>(in.head_blocks);
     LatentUnit unit{};
-    unit.h0 = block % in.head_blocks * in.heads_each;
-    block /= in.head_blocks;
+    unit.h0 = block % head_blocks * in.heads_each;
+    block /= head_blocks;
     unit.t0 = in.first + block % tokens;
     unit.split = static_cast<int>(block / tokens);
-    unit.heads =
-        static_cast<int>(heads - unit.h0 < in.heads_each ? heads - unit.h0 : in.heads_each);
+    const Index left = in.o.extent(1) - unit.h0;
+    unit.heads = static_cast<int>(left < in.heads_each ? left : in.heads_each);
     const Index end = latent_group_end(in.table.part, in.first, in.last, in.most, unit.t0);
     unit.tokens = static_cast<int>(end - unit.t0);
     if (unit.tokens == 0) return unit;
@@ -297,7 +298,7 @@ struct LatentSoftmax {
   float level[2] = {infinity, infinity}, denominator[2] = {0, 0};
 
   __device__ static int row(int h) {
-    return threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4 + 8 * h;
+    return static_cast<int>(threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4) + 8 * h;
   }
   __device__ static int half() { return threadIdx.x / 128; }
 
