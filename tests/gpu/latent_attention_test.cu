@@ -12,6 +12,8 @@
 #include <random>
 #include <vector>
 
+#include "latent_device.cuh"
+
 namespace {
 
 using dsv3::bf16;
@@ -22,30 +24,8 @@ using dsv3::e4m3;
 using dsv3::Index;
 using dsv3::View;
 using dsv3::detail::LatentTile;
-
-// Memory of the device, of bytes 0xFF at first: NaN where nobody wrote.
-template <class T>
-struct Device {
-  T* data = nullptr;
-  Index n = 0;
-  explicit Device(Index size) : n(size) {
-    const auto bytes = static_cast<std::size_t>(std::max(Index{64}, size * Index{sizeof(T)}));
-    dsv3::detail::check_cuda(cudaMalloc(&data, bytes), "test", "cudaMalloc");
-    cudaMemset(data, 0xFF, bytes);
-    cudaDeviceSynchronize();
-  }
-  explicit Device(const std::vector<T>& host) : Device(static_cast<Index>(host.size())) {
-    cudaMemcpy(data, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice);
-  }
-  Device(const Device&) = delete;
-  Device& operator=(const Device&) = delete;
-  ~Device() { cudaFree(data); }
-  std::vector<T> host() const {
-    std::vector<T> values(static_cast<std::size_t>(n));
-    cudaMemcpy(values.data(), data, values.size() * sizeof(T), cudaMemcpyDeviceToHost);
-    return values;
-  }
-};
+using latent_test::Device;
+using latent_test::skipped;
 
 // One row in double, and the sum of the magnitudes that its errors are relative to.
 template <class C>
@@ -324,12 +304,6 @@ struct Fixture {
   }
 };
 
-bool skipped() {
-  const auto reason = dsv3::cuda_unavailable();
-  if (!reason.empty()) std::printf("skipped: %s\n", reason.c_str());
-  return !reason.empty();
-}
-
 constexpr dsv3::CudaOptions no_hopper{.hopper_kernels = false};
 const std::vector<Part> ragged = {{1, 1},   {63, 2},  {64, 1},   {65, 25}, {300, 1},
                                   {513, 3}, {512, 1}, {1025, 1}, {1500, 4}};
@@ -416,7 +390,7 @@ TEST_CASE_TEMPLATE("Latent attention on a GPU agrees with double", C, bf16, e4m3
   if (skipped()) return;
   Cuda hopper, portable(no_hopper);
   const auto check = [](Shape shape, Cuda& cuda, Index block, const char* name) {
-    Fixture<C>(shape, ragged).check(options, block, name);
+    Fixture<C>(shape, ragged).check(cuda, block, name);
   };
   check({3, 16, 6, 10, 0}, hopper, 16, "small");
   check({3, 16, 8, 8, 16}, hopper, 64, "small, aligned");
@@ -438,138 +412,14 @@ TEST_CASE_TEMPLATE("Bits of latent attention depend neither on blocks nor on nei
   const auto check = [](Shape shape, Cuda& cuda, const char* name) {
     const Fixture<C> f(shape, ragged);
     const auto all = f.run(cuda, 64, 0, f.tokens, false).fused;
-    for (Index block : {1, 16, 100}) f.check_bits(options, all, block, 0, f.tokens, name);
-    for (Index t : {0, 2, 5, 20, 30, 31, 33, 35, 38}) f.check_bits(options, all, 16, t, 1, name);
-    f.check_bits(options, all, 16, 11, 19, name);
-    f.check_bits(options, all, 100, 29, 6, name);
+    for (Index block : {1, 16, 100}) f.check_bits(cuda, all, block, 0, f.tokens, name);
+    for (Index t : {0, 2, 5, 20, 30, 31, 33, 35, 38}) f.check_bits(cuda, all, 16, t, 1, name);
+    f.check_bits(cuda, all, 16, 11, 19, name);
+    f.check_bits(cuda, all, 100, 29, 6, name);
   };
   check({3, 16, 6, 10, 0}, hopper, "small");
   check({2, 600, 70, 3, 0}, hopper, "any size");
   check({16, 512, 64, 128, 0}, portable, "portable");
   check({16, 512, 64, 128, 0}, hopper, "hopper, few heads");
   check({128, 512, 64, 128, 0}, hopper, "hopper");
-}
-
-namespace {
-
-__global__ void fill_random(std::uint16_t* to, Index n, std::uint32_t mask, std::uint32_t or_with) {
-  for (Index i = blockIdx.x * Index{256} + threadIdx.x; i < n; i += Index{256} * gridDim.x) {
-    auto x = static_cast<std::uint32_t>(i) * 2654435761u + 12345u;
-    x ^= x >> 15, x *= 2246822519u, x ^= x >> 13, x *= 3266489917u, x ^= x >> 16;
-    to[i] = static_cast<std::uint16_t>((x & mask) | or_with);
-  }
-}
-
-// The median of 20 in microseconds.
-template <class F>
-double median_us(Cuda& cuda, F&& f) {
-  std::vector<float> times;
-  cudaEvent_t begin, end;
-  cudaEventCreate(&begin), cudaEventCreate(&end);
-  for (int i = 0; i < 23; ++i) {
-    cudaEventRecord(begin, cuda.stream());
-    f();
-    cudaEventRecord(end, cuda.stream());
-    cudaEventSynchronize(end);
-    float ms = 0;
-    cudaEventElapsedTime(&ms, begin, end);
-    if (i >= 3) times.push_back(ms);
-  }
-  cudaEventDestroy(begin), cudaEventDestroy(end);
-  std::nth_element(times.begin(), times.begin() + 10, times.end());
-  return 1000.0 * times[10];
-}
-
-template <class C>
-void time_decode(Cuda& cuda, Index batch, Index keys, Index tokens_of_part, const char* name,
-                 double copy) {
-  constexpr bool coded = std::is_same_v<C, e4m3>;
-  const Index heads = 128, block_size = 64, blocks = keys / block_size, slots = batch * keys;
-  const Index tokens = batch * tokens_of_part;
-  Device<C> latent(slots * 512);
-  Device<bf16> rope(slots * 64), q_latent(tokens * heads * 512), q(tokens * heads * 192),
-      o(tokens * heads * 512);
-  Device<float> scales(coded ? slots * 4 : 1);
-  // Both signs and exponents near 1: bf16 of magnitude 0.5 to 2, codes of any finite value.
-  const auto fill = [&](void* to, Index bytes, std::uint32_t mask, std::uint32_t or_with) {
-    fill_random<<<2048, 256, 0, cuda.stream()>>>(static_cast<std::uint16_t*>(to), bytes / 2, mask,
-                                                 or_with);
-  };
-  fill(latent.data, slots * 512 * Index{sizeof(C)}, coded ? 0xF7F7 : 0x80FF, coded ? 0 : 0x3F00);
-  fill(rope.data, slots * 128, 0x80FF, 0x3F00);
-  fill(q_latent.data, tokens * heads * 1024, 0x80FF, 0x3F00);
-  fill(q.data, tokens * heads * 384, 0x80FF, 0x3F00);
-  if (coded) {
-    std::vector<float> host(static_cast<std::size_t>(slots * 4), 1 / 128.0f);
-    cudaMemcpy(scales.data, host.data(), host.size() * 4, cudaMemcpyHostToDevice);
-  }
-  std::vector<std::int32_t> table(static_cast<std::size_t>(batch * blocks)), part, position;
-  for (std::size_t i = 0; i < table.size(); ++i) table[i] = static_cast<std::int32_t>(i);
-  std::shuffle(table.begin(), table.end(), std::mt19937(1));
-  for (Index b = 0; b < batch; ++b)
-    for (Index t = 0; t < tokens_of_part; ++t) {
-      part.push_back(static_cast<std::int32_t>(b));
-      position.push_back(static_cast<std::int32_t>(keys - tokens_of_part + t));
-    }
-  const Device<std::int32_t> d_table(table), d_part(part), d_position(position);
-  const CachePages<const C> pages(View<const C, 2>(latent.data, {slots, 512}),
-                                  View<const float, 2>(scales.data, {slots, coded ? 4 : 0}),
-                                  View<const bf16, 2>(rope.data, {slots, 64}));
-  const CacheTable where{{d_table.data, {batch, blocks}},
-                         {d_part.data, {tokens}},
-                         {d_position.data, {tokens}},
-                         block_size,
-                         keys};
-  const Index bytes = dsv3::fused_latent_attention_bytes<bf16>(cuda, tokens, heads, 512, 64, keys);
-  Device<std::byte> memory(bytes);
-  const double us = median_us(cuda, [&] {
-    dsv3::Arena scratch(memory.data, bytes);
-    dsv3::fused_latent_attention(cuda, View<const bf16, 3>(q_latent.data, {tokens, heads, 512}),
-                                 View<const bf16, 3>(q.data, {tokens, heads, 192}), pages, where,
-                                 1 / std::sqrt(192.0), View<bf16, 3>(o.data, {tokens, heads, 512}),
-                                 scratch);
-  });
-  cuda.wait("test");
-  const auto host = o.host();
-  CHECK(std::all_of(host.begin(), host.end(),
-                    [](bf16 x) { return std::fabs(double(x)) <= 64; }));  // and no NaN
-  double seen = 0;
-  for (const auto p : position) seen += p + 1;
-  const double cache = double(batch) * double(keys) * (coded ? 656 : 1152);
-  const double moved = cache + double(tokens) * 128 * (576 + 512) * 2;
-  const double flop = seen * 128 * 2 * (576 + 512);
-  std::printf(
-      "  %-9s %s B %3td x %td tokens, %5td keys: %9.1f us %7.0f GB/s (%3.0f %% of a copy) "
-      "%6.1f TFLOP/s, scratch %.0f MB\n",
-      name, coded ? "e4m3" : "bf16", batch, tokens_of_part, keys, us, moved / us / 1000,
-      100 * moved / us / 1000 / copy, flop / us / 1e6, double(bytes) / 1e6);
-}
-
-}  // namespace
-
-TEST_CASE("Times of latent attention") {
-  if (skipped()) return;
-  Cuda cuda;
-  Cuda other(no_hopper);
-  double copy = 0;
-  {
-    const Index bytes = Index{1} << 30;
-    Device<std::byte> from(bytes), to(bytes);
-    const double us = median_us(cuda, [&] {
-      cudaMemcpyAsync(to.data, from.data, std::size_t{1} << 30, cudaMemcpyDeviceToDevice,
-                      cuda.stream());
-    });
-    copy = 2 * double(bytes) / us / 1000;
-    std::printf("  copy of 1 GiB: %.0f GB/s read and written\n", copy);
-  }
-  for (Index keys : {4096, 32768})
-    for (Index batch : {1, 64, 128}) {
-      time_decode<bf16>(cuda, batch, keys, 1, "hopper", copy);
-      time_decode<e4m3>(cuda, batch, keys, 1, "hopper", copy);
-    }
-  time_decode<bf16>(other, 1, 32768, 1, "portable", copy);
-  time_decode<bf16>(other, 64, 4096, 1, "portable", copy);
-  time_decode<e4m3>(other, 64, 4096, 1, "portable", copy);
-  time_decode<bf16>(cuda, 1, 4096, 512, "prefill", copy);
-  time_decode<bf16>(cuda, 16, 4096, 2, "two each", copy);
 }

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <dsv3/backend/cuda/latent_hopper.cuh>
-#include <dsv3/backend/cuda/latent_tile.cuh>
+#include <dsv3/backend/cuda/latent_load.cuh>
 
 namespace dsv3 {
 namespace detail {

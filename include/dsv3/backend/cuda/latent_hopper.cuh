@@ -2,7 +2,7 @@
 // warps.
 #pragma once
 
-#include <dsv3/backend/cuda/latent_tile.cuh>
+#include <dsv3/backend/cuda/latent_load.cuh>
 
 namespace dsv3::detail {
 
@@ -72,6 +72,8 @@ __device__ inline void publish_shared() {
 }
 
 #endif
+
+inline constexpr std::size_t latent_absent_bytes = 8192;
 
 // One split of one unit. Both groups of four warps have all rows: of the scores half of a tile's
 // keys, of the sums half of the columns. The products of one tile's sums and of the next one's
@@ -170,8 +172,9 @@ __global__ void __launch_bounds__(LatentTile::threads, 1) latent_hopper_kernel(L
             sum[n][4 * j + 2 * h + 1]);
   }
 #else
-  __shared__ int absent;  // tells the host that this kernel was compiled for another architecture
-  if (threadIdx.x == 0) *const_cast<volatile int*>(&absent) = 0;
+  // Tells the host that this kernel was compiled for another architecture.
+  __shared__ unsigned char absent[latent_absent_bytes];
+  if (threadIdx.x == 0) *const_cast<volatile unsigned char*>(absent) = 0;
 #endif
 }
 
@@ -184,7 +187,7 @@ bool latent_hopper_usable(const Cuda& cuda) {
   cudaFuncAttributes attributes{};
   check_cuda(cudaFuncGetAttributes(&attributes, latent_hopper_kernel<C>), "fused_latent_attention",
              "cudaFuncGetAttributes");
-  return attributes.sharedSizeBytes == 0;
+  return attributes.sharedSizeBytes < latent_absent_bytes;
 }
 
 }  // namespace dsv3::detail
