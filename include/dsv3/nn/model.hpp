@@ -3,6 +3,7 @@
 
 #include <dsv3/core/buffer.hpp>
 #include <dsv3/core/dry_run.hpp>
+#include <dsv3/core/recorded.hpp>
 #include <dsv3/nn/chunks.hpp>
 #include <dsv3/nn/initialize.hpp>
 #include <dsv3/nn/transformer.hpp>
@@ -50,6 +51,13 @@ struct AddLossesRow {
     });
   }
 };
+
+// A policy that stops at the first value that is not finite copies to the host within a pass.
+template <class P>
+inline constexpr bool reads_back = [] {
+  if constexpr (QuantizedPolicy<P>) return P::checked;
+  return false;
+}();
 
 // Compares references as template arguments: comparing addresses is no constant expression under
 // some sanitizers.
@@ -218,7 +226,7 @@ class Model {
                               const ModelTensors<P, M>& grads, View<Index, 2> load = {},
                               bool recompute = false, Observer&& observer = {}) {
     Losses result;
-    differentiate("Model::losses_and_gradients", batch, scale, grads, load, recompute, observer,
+    differentiate("Model::losses_and_gradients", batch, scale, grads, load, recompute, observer, {},
                   [&](const Pass& pass) { add_losses(pass, result); });
     return result;
   }
@@ -325,18 +333,38 @@ class Model {
     return v.size() * static_cast<Index>(sizeof(T1));
   }
 
-  // Forward and backward of a batch, then after(pass) while the pass lies in the arena.
+  // Forward and backward of a batch, then after(pass) while the pass lies in the arena. With a
+  // report, after() asks kernels alone, which write there, and nothing reads the pass afterwards.
   void differentiate(const char* caller, const Batch& batch, const LossScale& scale,
                      const ModelTensors<P, M>& grads, View<Index, 2> load, bool recompute,
-                     auto&& observer, auto&& after) {
+                     auto&& observer, View<double, 1> report, auto&& after) {
     require_labels(caller, batch);
     const Keep keep = recompute ? Keep::inputs : Keep::all;
     run(batch, [&](auto& backend, const auto& inputs, auto& pass, Arena& arena) {
-      transformer_.forward(backend, operands_, inputs, scale, keep, true, &grads, load, pass, arena,
-                           observer);
-      transformer_.backward(backend, operands_, inputs, scale, keep, pass, grads, arena);
-      if (!arena.counting()) after(pass);
+      const auto work = [&] {
+        transformer_.forward(backend, operands_, inputs, scale, keep, true, &grads, load, pass,
+                             arena, observer);
+        transformer_.backward(backend, operands_, inputs, scale, keep, pass, grads, arena);
+        if (!arena.counting()) after(pass);
+      };
+      if (report.data && !detail::reads_back<P> && !arena.counting())
+        run_recorded(backend, key_of(inputs, scale, keep, grads, load).add(report), work);
+      else
+        work();
     });
+  }
+
+  // What decides the kernels of differentiate(). The lists' contents and the weights may change.
+  RecordKey key_of(const Inputs& inputs, const LossScale& scale, Keep keep,
+                   const ModelTensors<P, M>& grads, View<Index, 2> load) const {
+    RecordKey key;
+    key.add(this).add(arena_memory_.data()).add(grads.embed_tokens.data).add(load).add(keep);
+    key.add(scale.per_token).add(scale.per_sequence).add(scale.mtp_lambda).add(scale.balance_alpha);
+    for (const auto& level : inputs.levels)
+      key.add(level.row).add(level.token).add(level.label).add(level.sequences.first);
+    key.add(inputs.table).add(inputs.bias);
+    for (const auto& choice : inputs.forced) key.add(choice);
+    return key;
   }
 
   void add_losses(const Pass& pass, Losses& result) {
