@@ -47,6 +47,7 @@ bool tma_reads(const View<C, rank>& codes) {
     fits &= codes.extent(d) > 0 && codes.extent(d) < hopper_most;
     if (d + 1 < rank) fits &= codes.strides[d] % 16 == 0 && codes.strides[d] > 0;
   }
+  if constexpr (rank == 3) fits = fits && codes.strides[0] % codes.strides[1] == 0;
   return fits;
 }
 template <class S>
