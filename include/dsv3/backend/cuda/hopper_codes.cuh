@@ -25,9 +25,9 @@ inline bool hopper_kernels_run(const Cuda& cuda) {
   if (cuda.capability() != 90 || !cuda.options().hopper_kernels) return false;
   static const bool compiled = [] {
     cudaFuncAttributes attributes{};
-    check_cuda(cudaFuncGetAttributes(&attributes, hopper_probe_kernel<64>), "hopper_kernels_run",
+    check_cuda(cudaFuncGetAttributes(&attributes, hopper_probe_kernel<2048>), "hopper_kernels_run",
                "cudaFuncGetAttributes");
-    return attributes.sharedSizeBytes >= 256;
+    return attributes.sharedSizeBytes >= 2048 * sizeof(int);
   }();
   return compiled;
 }
