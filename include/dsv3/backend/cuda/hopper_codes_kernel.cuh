@@ -216,6 +216,7 @@ __device__ void multiply_tiles(const HopperCodes<TC>& work, const HopperShared<p
         const std::uint64_t a =
             a_descriptor + (at.stage * Stages::a_bytes + wave * hopper_tile_bytes) / 16;
         const std::uint64_t b = b_descriptor + at.stage * Stages::b_bytes / 16;
+        const float2 factor = scales.factors(wave, block);
         hold_accumulators(sum);
         products_begin();
         multiply_codes<false>(sum, a, b);
@@ -226,7 +227,7 @@ __device__ void multiply_tiles(const HopperCodes<TC>& work, const HopperShared<p
         wait_for_products(sum);
         if (p != Product::tn && wave + 1 == waves && lane < cluster)
           arrive_at(shared.empty(at.stage), lane);
-        scales.promote(total[wave], sum, wave, block);
+        scales.promote(total[wave], sum, factor);
       }
       if constexpr (p == Product::tn) {  // the scales lie in the stage
         __syncwarp();

@@ -63,12 +63,16 @@ struct HopperScales {
     load(work, block + 4);
   }
 
-  __device__ void promote(float (&total)[64], const float (&sum)[64], int wave, int block) const {
+  // Of the upper and the lower row of the fragments; before the products, to be there after them.
+  __device__ float2 factors(int wave, int block) const {
     const int from = lane / 4 * 4 + block % 4;
-    const float upper = __shfl_sync(~0u, scale[2 * wave], from);
-    const float lower = __shfl_sync(~0u, scale[2 * wave + 1], from);
+    return make_float2(__shfl_sync(~0u, scale[2 * wave], from),
+                       __shfl_sync(~0u, scale[2 * wave + 1], from));
+  }
+  __device__ void promote(float (&total)[64], const float (&sum)[64], float2 factor) const {
 #pragma unroll
-    for (int i = 0; i < 64; ++i) total[i] = dsv3::fma(sum[i], i / 2 % 2 ? lower : upper, total[i]);
+    for (int i = 0; i < 64; ++i)
+      total[i] = dsv3::fma(sum[i], i / 2 % 2 ? factor.y : factor.x, total[i]);
   }
 };
 
@@ -87,17 +91,18 @@ struct HopperScales<Product::tn, waves> {
     values = stage;
   }
 
-  __device__ void promote(float (&total)[64], const float (&sum)[64], int wave, int) const {
-    const float upper = values[wave * hopper_tile + row];
-    const float lower = values[wave * hopper_tile + row + 8];
+  __device__ float2 factors(int wave, int) const {
+    return make_float2(values[wave * hopper_tile + row], values[wave * hopper_tile + row + 8]);
+  }
+  __device__ void promote(float (&total)[64], const float (&sum)[64], float2 factor) const {
     const auto* b = reinterpret_cast<const float2*>(values + waves * hopper_tile) + quarter;
 #pragma unroll
     for (int i = 0; i < 64; i += 4) {
       const float2 pair = b[i];
-      total[i] = dsv3::fma(sum[i], upper * pair.x, total[i]);
-      total[i + 1] = dsv3::fma(sum[i + 1], upper * pair.y, total[i + 1]);
-      total[i + 2] = dsv3::fma(sum[i + 2], lower * pair.x, total[i + 2]);
-      total[i + 3] = dsv3::fma(sum[i + 3], lower * pair.y, total[i + 3]);
+      total[i] = dsv3::fma(sum[i], factor.x * pair.x, total[i]);
+      total[i + 1] = dsv3::fma(sum[i + 1], factor.x * pair.y, total[i + 1]);
+      total[i + 2] = dsv3::fma(sum[i + 2], factor.y * pair.x, total[i + 2]);
+      total[i + 3] = dsv3::fma(sum[i + 3], factor.y * pair.y, total[i + 3]);
     }
   }
 };
