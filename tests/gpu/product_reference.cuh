@@ -150,7 +150,7 @@ bool same_bits(const T& x, const T& y) {
 // Units of rounding of the output, and of a sum of so many elements.
 template <class TC>
 double tolerance(const Exact& exact, Index depth) {
-  const double output = std::is_same_v<TC, bf16>    ? 0x1.02p-9
+  const double output = std::is_same_v<TC, bf16>    ? 0x1.02p-8
                         : std::is_same_v<TC, float> ? 0x1p-23
                                                     : 0x1p-52;
   const double sum = std::is_same_v<TC, double> ? 0x1p-52 : 0x1p-22;
