@@ -1,4 +1,4 @@
-// How tiles come from device memory into shared memory, and results go back.
+// How tiles come from device memory into shared memory.
 #pragma once
 
 #include <dsv3/backend/cuda/mma.cuh>
@@ -98,49 +98,5 @@ class TileCopies {
   int rows_left_, columns_left_;
   bool whole_chunks_;
 };
-
-template <class TC>
-struct alignas(2 * sizeof(TC)) OutputPair {
-  TC first, second;
-};
-
-// One element: c = sum, or c += sum, rounded once.
-template <class TC, class A>
-__device__ TC finished(const TC* c, A sum, bool add) {
-  return TC(add ? A(*c) + sum : sum);
-}
-
-// A warp's results in the layout of the tensor core: blocks of 16 x 8 from (row, column) on. What
-// lies outside c is left out.
-template <int blocks_m, int blocks_n, class TC>
-__device__ void store_blocks(const View<TC, 2>& c, int row, int column,
-                             const float (&sum)[blocks_m][blocks_n][4], bool add) {
-  const int lane = threadIdx.x % 32;
-  const int rows = static_cast<int>(c.extent(0)), columns = static_cast<int>(c.extent(1));
-  const bool pairs = reinterpret_cast<std::uintptr_t>(c.data) % sizeof(OutputPair<TC>) == 0 &&
-                     c.strides[0] % 2 == 0;
-  row += lane / 4;
-  column += lane % 4 * 2;
-#pragma unroll
-  for (int m = 0; m < 2 * blocks_m; ++m) {
-    const int i = row + 8 * m;
-    if (i >= rows) return;
-    TC* to = c.data + i * c.strides[0] + column;
-#pragma unroll
-    for (int n = 0; n < blocks_n; ++n, to += 8) {
-      const float first = sum[m / 2][n][m % 2 * 2], second = sum[m / 2][n][m % 2 * 2 + 1];
-      const int left = columns - (column + 8 * n);
-      if (pairs && left >= 2) {
-        OutputPair<TC> old{};
-        auto* pair = reinterpret_cast<OutputPair<TC>*>(to);
-        if (add) old = *pair;
-        *pair = {finished(&old.first, first, add), finished(&old.second, second, add)};
-      } else {
-        if (left >= 1) to[0] = finished(to, first, add);
-        if (left >= 2) to[1] = finished(to + 1, second, add);
-      }
-    }
-  }
-}
 
 }  // namespace dsv3::detail

@@ -3,6 +3,7 @@
 
 #include <dsv3/backend/cuda/tile_memory.cuh>
 #include <dsv3/backend/cuda/tile_problem.cuh>
+#include <dsv3/backend/cuda/tile_store.cuh>
 
 namespace dsv3::detail {
 
