@@ -28,6 +28,14 @@ struct CudaBlock {
     __shared__ A shared[2 * threads / 32];
     return shared;
   }
+
+  __device__ void warp_barrier() const { __syncwarp(); }
+  __device__ std::uint32_t match(std::int32_t value) const {
+    return __match_any_sync(0xFFFFFFFFu, value);
+  }
+  __device__ void add(std::int32_t* to, std::int32_t value) const { atomicAdd(to, value); }
+  __device__ void lower(std::int32_t* to, std::int32_t value) const { atomicMin(to, value); }
+  __device__ void system_fence() const { __threadfence_system(); }
 };
 
 template <class Body>
@@ -44,8 +52,7 @@ void for_each_row(Cuda& cuda, Index rows, Body body) {
   if (rows == 0) return;
   detail::row_kernel<<<static_cast<unsigned>(rows < 65535 ? rows : 65535), detail::cuda_team_size,
                        0, cuda.stream()>>>(rows, body);
-  detail::check_cuda(cudaGetLastError(), "for_each_row", "launch",
-                     std::to_string(rows) + " rows");
+  detail::check_cuda(cudaGetLastError(), "for_each_row", "launch", std::to_string(rows) + " rows");
 }
 
 }  // namespace dsv3
