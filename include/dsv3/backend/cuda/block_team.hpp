@@ -15,7 +15,8 @@ namespace dsv3::detail {
 //   thread()                  the caller's number
 //   barrier()                 waits for all threads; each sees what the others wrote before
 //   shuffle_down(value, by)   warp: the value of the thread `by` further on
-//   exchange<A>()             shared memory for 2 * size / 32 values of type A
+//   exchange<A>(half)         shared memory for size / 32 values of type A; that of half 0 and that
+//                             of half 1 lie apart, whatever the types
 //   largest(bits)             warp, may be left out: the largest of 32 unsigned values
 template <class Block>
 class BlockTeam {
@@ -111,7 +112,7 @@ class BlockTeam {
   // turns: when one is written again, every thread has passed the barrier after it read the other.
   template <class A, class F>
   DSV3_HD A all_warps(A own, const F& f) const {
-    A* const shared = block_.template exchange<A>() + ((*turn_)++ % 2) * warps;
+    A* const shared = block_.template exchange<A>((*turn_)++ % 2);
     const int thread = block_.thread();
     if (thread % 32 == 0) shared[thread / 32] = own;
     block_.barrier();
@@ -124,12 +125,10 @@ class BlockTeam {
   unsigned* turn_;
 };
 
-// Rows first, first + step, ... by one block. Rows do not depend on one another: no barrier parts
-// them.
-template <class Block, class Body>
-DSV3_HD void run_rows(const Block& block, Index first, Index step, Index rows, const Body& body) {
-  unsigned turn = 0;
-  const BlockTeam<Block> team(block, turn);
+// Rows first, first + step, ... by the team of one block. Rows do not depend on one another: no
+// barrier parts them.
+template <class Team, class Body>
+DSV3_HD void run_rows(const Team& team, Index first, Index step, Index rows, const Body& body) {
   for (Index row = first; row < rows; row += step) body(team, row);
 }
 

@@ -24,9 +24,9 @@ struct CudaBlock {
     return __reduce_max_sync(0xFFFFFFFFu, value);
   }
   template <class A>
-  __device__ A* exchange() const {
-    __shared__ A shared[2 * threads / 32];
-    return shared;
+  __device__ A* exchange(unsigned half) const {
+    __shared__ A shared[2][threads / 32];
+    return shared[half];
   }
 
   __device__ void warp_barrier() const { __syncwarp(); }
@@ -40,7 +40,8 @@ struct CudaBlock {
 
 template <class Body>
 __global__ void __launch_bounds__(cuda_team_size) row_kernel(Index rows, Body body) {
-  run_rows(CudaBlock<cuda_team_size>{}, blockIdx.x, gridDim.x, rows, body);
+  unsigned turn = 0;
+  run_rows(BlockTeam(CudaBlock<cuda_team_size>{}, turn), blockIdx.x, gridDim.x, rows, body);
 }
 
 }  // namespace detail
