@@ -20,23 +20,17 @@ namespace emulated {
 
 inline constexpr int team_size = 128;
 
-/// What an Emulated does beside running blocks.
-enum class Verify {
-  no,
-  /// Each team's result against a sum in twice the precision, or SerialTeam's result: barriers that
-  /// this needs may hide that others are missing.
-  teams,
-  /// The memory that a kernel leaves against that of Cpu, bit for bit, where it adds up no floats;
-  /// in the first launches of each.
-  memory
-};
-
 /// The rows of a kernel are spread over a few blocks. Products and what else is no kernel of rows
 /// are done by a Cpu. Like Guarded it derives from nothing of the library.
+///
+/// Where it verifies, each team's result is compared with a sum in twice the precision or with
+/// SerialTeam's, and in the first launches of each kernel that adds up no floats the memory that it
+/// leaves with what Cpu leaves, bit for bit. Verifying takes barriers, which may hide that others
+/// are missing: run the same without, and compare.
 class Emulated {
  public:
-  explicit Emulated(std::uint64_t seed = 1, Verify verify = Verify::no)
-      : verify_(verify), machine_(seed) {}
+  explicit Emulated(std::uint64_t seed = 1, bool verifies = false)
+      : verifies_(verifies), machine_(seed) {}
   Emulated(const Emulated&) = delete;
   Emulated& operator=(const Emulated&) = delete;
 
@@ -52,7 +46,7 @@ class Emulated {
 
   dsv3::Cpu& cpu() { return cpu_; }
   Machine& machine() { return machine_; }
-  Verify verify() const { return verify_; }
+  bool verifies() const { return verifies_; }
 
   /// Names of the row kernels that have run.
   const std::map<std::string, int>& launches() const { return launches_; }
@@ -104,7 +98,7 @@ class Emulated {
 
   static constexpr int launches_compared = 4;
 
-  Verify verify_;
+  bool verifies_;
   dsv3::Cpu cpu_{1};
   Machine machine_;
   std::map<std::byte*, Index> blocks_;
@@ -116,7 +110,7 @@ class Emulated {
   bool adds_floats_ = false;
 };
 
-/// BlockTeam, and what Verify asks for.
+/// BlockTeam, and what verifies it.
 class Team : public dsv3::detail::BlockTeam<Block<team_size>> {
  public:
   using Base = dsv3::detail::BlockTeam<Block<team_size>>;
@@ -174,7 +168,7 @@ class Team : public dsv3::detail::BlockTeam<Block<team_size>> {
   // The same value in all threads, of which thread 0 says whether it is right.
   template <class A>
   void verify(const char* function, Index n, A value, auto&& right) const {
-    if (backend_->verify() != Verify::teams) return;
+    if (!backend_->verifies()) return;
     const A first = first_of_all(value);
     if (std::memcmp(&first, &value, sizeof(A)) != 0) backend_->found_wrong(function, n);
     block_.barrier();
@@ -204,7 +198,7 @@ void Emulated::rows(Index rows, const Body& body) {
   char* name = abi::__cxa_demangle(typeid(Body).name(), nullptr, nullptr, &status);
   kernel_ = name;
   std::free(name);
-  const bool comparing = verify_ == Verify::memory && launches_[kernel_] < launches_compared;
+  const bool comparing = verifies_ && launches_[kernel_] < launches_compared;
   ++launches_[kernel_];
   Memory before;
   if (comparing) before = snapshot();

@@ -106,6 +106,7 @@ class Fibers {
     int& waiting = at_warp_[static_cast<std::size_t>(fiber / 32)];
     if (++waiting == 32) {
       waiting = 0;
+      top_ = 32;
       for (int i = 0; i < 32; ++i) ready_.push_back(fiber / 32 * 32 + i);
     }
     leave(fiber);
@@ -135,16 +136,17 @@ class Fibers {
     const auto first = static_cast<int>(random(at_warp_.size())) * 32;
     for (int i = 0; i < count_; ++i) ready_.push_back((first + i) % count_);
     by_warps_ = random(2) == 0;
+    top_ = 0;
   }
 
   // Any fiber that can run, or -1: the caller of run(). After one barrier in two one warp after the
   // other runs as far as it can.
   int next() {
     if (ready_.empty()) return -1;
-    std::size_t choice = by_warps_ ? 1 : ready_.size();
-    while (choice < ready_.size() && ready_[ready_.size() - 1 - choice] / 32 == ready_.back() / 32)
-      ++choice;
-    int& chosen = ready_[ready_.size() - 1 - random(choice)];
+    if (by_warps_ && top_ == 0)
+      while (top_ < ready_.size() && ready_[ready_.size() - 1 - top_] / 32 == ready_.back() / 32)
+        ++top_;
+    int& chosen = ready_[ready_.size() - 1 - random(by_warps_ ? top_-- : ready_.size())];
     const int fiber = chosen;
     chosen = ready_.back();
     ready_.pop_back();
@@ -222,6 +224,7 @@ class Fibers {
   std::vector<Fiber> fibers_;
   std::vector<int> ready_, at_warp_;
   bool by_warps_ = false;
+  std::size_t top_ = 0;  // where by_warps_: of the last that got ready, those of one warp
   int count_ = 0, unfinished_ = 0, at_barrier_ = 0, running_ = -1;
   void (*call_)(void*, int) = nullptr;
   void* function_ = nullptr;
