@@ -169,21 +169,14 @@ class Team : public dsv3::detail::BlockTeam<Block<team_size>> {
   template <class A>
   void verify(const char* function, Index n, A value, auto&& right) const {
     if (!backend_->verifies()) return;
-    const A first = first_of_all(value);
-    if (std::memcmp(&first, &value, sizeof(A)) != 0) backend_->found_wrong(function, n);
+    alignas(16) static std::byte first[Machine::largest_value];  // no other code's memory
     block_.barrier();
-    if (block_.thread() == 0 && !right()) backend_->found_wrong(function, n);
+    if (block_.thread() == 0) {
+      std::memcpy(first, &value, sizeof(A));
+      if (!right()) backend_->found_wrong(function, n);
+    }
     block_.barrier();
-  }
-  // Thread 0's value, by way of memory that no other code uses.
-  template <class A>
-  A first_of_all(A value) const {
-    static std::byte shared[Machine::largest_value];
-    block_.barrier();
-    if (block_.thread() == 0) std::memcpy(shared, &value, sizeof(A));
-    block_.barrier();
-    std::memcpy(&value, shared, sizeof(A));
-    return value;
+    if (std::memcmp(first, &value, sizeof(A)) != 0) backend_->found_wrong(function, n);
   }
 
   Emulated* backend_;
