@@ -56,7 +56,7 @@ bool alike(A a, A b) {
 template <class A, int size>
 void compare_with_serial() {
   const SerialTeam serial;
-  for (const std::uint64_t seed : {1, 2, 3}) {
+  for (const std::uint64_t seed : {1u, 2u, 3u}) {
     Machine machine(seed);
     for (const Index n : lengths) {
       CAPTURE(n);
@@ -180,7 +180,7 @@ TEST_CASE("sums one after the other, of whatever types, do not overwrite one ano
 }
 
 TEST_CASE("what each() wrote is there for all after sync()") {
-  for (const std::uint64_t seed : {1, 2, 3}) {
+  for (const std::uint64_t seed : {1u, 2u, 3u}) {
     Machine machine(seed);
     std::vector<int> value(1000, -1);
     const auto wrong = of_threads<Block<128>>(machine, [&](auto team) {

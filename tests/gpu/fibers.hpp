@@ -65,7 +65,8 @@ inline void exchange(Context& from, Context& to) { swapcontext(&from.saved, &to.
 /// Runs a function as so many fibers, which wait for one another in groups.
 class Fibers {
  public:
-  explicit Fibers(int most, std::uint64_t seed = 1) : random_(seed * 2 + 1), fibers_(most) {
+  explicit Fibers(int most, std::uint64_t seed = 1)
+      : random_(seed * 2 + 1), fibers_(static_cast<std::size_t>(most)) {
     ready_.reserve(fibers_.size());
   }
   Fibers(const Fibers&) = delete;
