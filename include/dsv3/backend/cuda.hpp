@@ -3,10 +3,13 @@
 #pragma once
 
 #include <dsv3/backend/cuda/context.hpp>
+#include <dsv3/backend/cuda/graphs.hpp>
+#include <dsv3/backend/cuda/latent_attention.hpp>
 #include <dsv3/backend/cuda/primitives.hpp>
 #include <dsv3/backend/cuda/vendor_products.hpp>
 
 #ifdef __CUDACC__
+#include <dsv3/backend/cuda/latent_attention.cuh>
 #include <dsv3/backend/cuda/products.cuh>
 #include <dsv3/backend/cuda/team.cuh>
 #endif

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <dsv3/core/dry_run.hpp>
+#include <dsv3/core/recorded.hpp>
 #include <dsv3/infer/latent_cache.hpp>
 #include <dsv3/infer/pass_layout.hpp>
 #include <dsv3/nn/model.hpp>
@@ -172,7 +173,7 @@ class Decoder {
     const Index tokens = layout_.tokens(), H = config().hidden_size;
     if (level > 0) check_shape("Decoder", "hidden", hidden, tokens, "tokens", H, "hidden_size");
     for (const CachePart& part : parts) cache_->prepare(part.sequence, part.count(), level);
-    layout_.place(parts, *cache_);
+    layout_.place(parts, *cache_, recorded_keys(backend()));
     grow_table(layout_.positions());
     const Output output = grow_output(static_cast<std::size_t>(level), tokens, H);
     Arena counting;
@@ -187,11 +188,32 @@ class Decoder {
   template <class AnyBackend>
   void pass(AnyBackend& b, Index level, View<const T, 2> hidden, const Output& output,
             Arena& arena) {
+    const auto ids = layout_.upload(b, layout_.token, arena);
+    const CacheInputs in = layout_.inputs(b, arena);
+    const auto work = [&] { kernels(b, level, ids, in, hidden, output, arena); };
+    if (detail::reads_back<P> || arena.counting())
+      work();
+    else
+      run_recorded(b, key_of(level, in, hidden, output), work);
+  }
+
+  // What decides the kernels of a pass. The lists' contents may change, and what the cache holds.
+  RecordKey key_of(Index level, const CacheInputs& in, View<const T, 2> hidden,
+                   const Output& output) const {
+    RecordKey key;
+    key.add(this).add(level).add(in.form).add(memory_.data()).add(table_.data()).add(positions_);
+    key.add(in.slot).add(in.key_slot).add(in.table.blocks).add(in.table.block_size);
+    key.add(in.table.keys).add(hidden).add(output.h).add(output.carried);
+    return key.add(absorbed_memory_.data());
+  }
+
+  // The kernels of a pass, whose lists lie in the backend's memory.
+  template <class AnyBackend>
+  void kernels(AnyBackend& b, Index level, View<const std::int32_t, 1> ids, const CacheInputs& in,
+               View<const T, 2> hidden, const Output& output, Arena& arena) {
     const auto& weights = model_->operands();
     const ModelConfig& c = config();
     const Index tokens = layout_.tokens(), H = c.hidden_size;
-    const auto ids = layout_.upload(b, layout_.token, arena);
-    const CacheInputs in = layout_.inputs(b, arena);
     const View<const A, 3> table(static_cast<const A*>(table_.data()),
                                  {positions_, 2, c.qk_rope_head_dim / 2});
     const auto x = arena.template take<R>({tokens, H});

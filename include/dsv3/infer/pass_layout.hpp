@@ -58,10 +58,12 @@ class PassLayout {
     first_.push_back(int32(tokens()));
   }
 
-  /// Fills what depends on blocks, after the cache has made room.
-  void place(const std::vector<CachePart>& parts, const BlockPool& pool) {
+  /// Fills what depends on blocks, after the cache has made room. The absorbed form's number of
+  /// keys is rounded up to a multiple.
+  void place(const std::vector<CachePart>& parts, const BlockPool& pool, Index multiple = 1) {
     block_size_ = pool.block_size();
-    most_blocks_ = pool.blocks_for(keys_);
+    table_keys_ = form_ == AttentionForm::expanded ? keys_ : groups_of(keys_, multiple) * multiple;
+    most_blocks_ = pool.blocks_for(table_keys_);
     for (std::size_t i = 0; i < parts.size(); ++i) {
       const auto& blocks = pool.blocks_of(parts[i].sequence);
       const auto slot = [&](Index at) {
@@ -115,7 +117,7 @@ class PassLayout {
       in.table.part = upload(backend, part_, arena);
       in.table.position = in.sequences.position;
       in.table.block_size = block_size_;
-      in.table.keys = keys_;
+      in.table.keys = table_keys_;
     }
     // No balance loss is wanted: no sequences are counted.
     in.sequences.first = {in.slot.data, {1}};
@@ -146,7 +148,7 @@ class PassLayout {
   AttentionForm form_ = AttentionForm::expanded;
   std::vector<std::int32_t> position_, slot_, begin_, end_, first_key_, own_key_, key_slot_, part_,
       first_, blocks_;
-  Index keys_ = 0, block_size_ = 1, most_blocks_ = 0;
+  Index keys_ = 0, table_keys_ = 0, block_size_ = 1, most_blocks_ = 0;
 };
 
 }  // namespace dsv3

@@ -3,6 +3,7 @@
 
 #include <dsv3/core/buffer.hpp>
 #include <dsv3/core/dry_run.hpp>
+#include <dsv3/core/recorded.hpp>
 #include <dsv3/nn/chunks.hpp>
 #include <dsv3/nn/initialize.hpp>
 #include <dsv3/nn/transformer.hpp>
@@ -34,6 +35,30 @@ struct Losses {
 };
 
 namespace detail {
+// report += the losses of a pass: main, balance, then each MTP depth.
+template <class A>
+struct AddLossesRow {
+  View<const A, 1> loss, balance;
+  View<double, 1> report;
+
+  DSV3_HD void operator()(auto team, Index) const {
+    team.once([&] {
+      double sum = 0;
+      for (Index l = 0; l < balance.extent(0); ++l) sum += static_cast<double>(balance(l));
+      report(0) += static_cast<double>(loss(0));
+      report(1) += sum;
+      for (Index k = 1; k < loss.extent(0); ++k) report(1 + k) += static_cast<double>(loss(k));
+    });
+  }
+};
+
+// A policy that stops at the first value that is not finite copies to the host within a pass.
+template <class P>
+inline constexpr bool reads_back = [] {
+  if constexpr (QuantizedPolicy<P>) return P::checked;
+  return false;
+}();
+
 // Compares references as template arguments: comparing addresses is no constant expression under
 // some sanitizers.
 template <const ModelConfig& config>
@@ -200,16 +225,24 @@ class Model {
   Losses losses_and_gradients(const Batch& batch, const LossScale& scale,
                               const ModelTensors<P, M>& grads, View<Index, 2> load = {},
                               bool recompute = false, Observer&& observer = {}) {
-    require_labels("Model::losses_and_gradients", batch);
     Losses result;
-    const Keep keep = recompute ? Keep::inputs : Keep::all;
-    run(batch, [&](auto& backend, const auto& inputs, auto& pass, Arena& arena) {
-      transformer_.forward(backend, operands_, inputs, scale, keep, true, &grads, load, pass, arena,
-                           observer);
-      transformer_.backward(backend, operands_, inputs, scale, keep, pass, grads, arena);
-      if (!arena.counting()) add_losses(pass, result);
-    });
+    differentiate("Model::losses_and_gradients", batch, scale, grads, load, recompute, observer, {},
+                  [&](const Pass& pass) { add_losses(pass, result); });
     return result;
+  }
+
+  /// The same without waiting for the backend: the losses are added to report [2 + D] in its
+  /// memory: loss, balance loss, those of the MTP depths.
+  void add_losses_and_gradients(const Batch& batch, const LossScale& scale,
+                                const ModelTensors<P, M>& grads, View<double, 1> report,
+                                View<Index, 2> load = {}, bool recompute = false) {
+    const char* caller = "Model::add_losses_and_gradients";
+    check_shape(caller, "report", report, 2 + config().num_nextn_predict_layers,
+                "losses and MTP depths");
+    differentiate(
+        caller, batch, scale, grads, load, recompute, NoObserver{}, [&](const Pass& pass) {
+          for_each_row(*backend_, 1, detail::AddLossesRow<A>{pass.loss, pass.balance, report});
+        });
   }
 
   /// The averages of a batch that is a whole step: over its own labels and sequences.
@@ -298,6 +331,40 @@ class Model {
   template <class T1, int Rank>
   static Index bytes_of(const View<T1, Rank>& v) {
     return v.size() * static_cast<Index>(sizeof(T1));
+  }
+
+  // Forward and backward of a batch, then after(pass) while the pass lies in the arena. With a
+  // report, after() asks kernels alone, which write there, and nothing reads the pass afterwards.
+  void differentiate(const char* caller, const Batch& batch, const LossScale& scale,
+                     const ModelTensors<P, M>& grads, View<Index, 2> load, bool recompute,
+                     auto&& observer, View<double, 1> report, auto&& after) {
+    require_labels(caller, batch);
+    const Keep keep = recompute ? Keep::inputs : Keep::all;
+    run(batch, [&](auto& backend, const auto& inputs, auto& pass, Arena& arena) {
+      const auto work = [&] {
+        transformer_.forward(backend, operands_, inputs, scale, keep, true, &grads, load, pass,
+                             arena, observer);
+        transformer_.backward(backend, operands_, inputs, scale, keep, pass, grads, arena);
+        if (!arena.counting()) after(pass);
+      };
+      if (report.data && !detail::reads_back<P> && !arena.counting())
+        run_recorded(backend, key_of(inputs, scale, keep, grads, load).add(report), work);
+      else
+        work();
+    });
+  }
+
+  // What decides the kernels of differentiate(). The lists' contents and the weights may change.
+  RecordKey key_of(const Inputs& inputs, const LossScale& scale, Keep keep,
+                   const ModelTensors<P, M>& grads, View<Index, 2> load) const {
+    RecordKey key;
+    key.add(this).add(arena_memory_.data()).add(grads.embed_tokens.data).add(load).add(keep);
+    key.add(scale.per_token).add(scale.per_sequence).add(scale.mtp_lambda).add(scale.balance_alpha);
+    for (const auto& level : inputs.levels)
+      key.add(level.row).add(level.token).add(level.label).add(level.sequences.first);
+    key.add(inputs.table).add(inputs.bias);
+    for (const auto& choice : inputs.forced) key.add(choice);
+    return key;
   }
 
   void add_losses(const Pass& pass, Losses& result) {

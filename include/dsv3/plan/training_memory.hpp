@@ -12,7 +12,7 @@ struct TrainingMemory {
   Index weights = 0;    ///< masters, operands, gate biases
   Index gradients = 0;  ///< in the masters' type
   Index moments = 0;    ///< AdamW's two
-  Index counters = 0;   ///< the experts' load, sums of the gradient norm
+  Index counters = 0;   ///< the experts' load, losses, sums of the gradient norm
   Index pass = 0;       ///< everything kept for backward, and the largest scratch
 
   constexpr Index total() const { return weights + gradients + moments + counters + pass; }
@@ -31,6 +31,7 @@ Index counter_bytes(const ModelConfig& c) {
       tensors);
   counters.take<Index>({c.moe_layers(), c.n_routed_experts});
   counters.take<double>({partial_sums});
+  counters.take<double>({2 + c.num_nextn_predict_layers});
   counters.take<double>({2});
   return counters.used();
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstring>
 #include <dsv3/nn/model.hpp>
 #include <dsv3/train/adamw.hpp>
 #include <dsv3/train/gate_bias.hpp>
@@ -56,8 +57,9 @@ class Trainer {
     const Index layers = c.moe_layers(), experts = c.n_routed_experts;
     const auto take = [&](Arena& arena) {
       load_ = arena.take<Index>({layers, experts});
-      partial_ = arena.take<double>({partials_});
+      losses_ = arena.take<double>({2 + c.num_nextn_predict_layers});
       norm_ = arena.take<double>({2});
+      partial_ = arena.take<double>({partials_});
     };
     Arena counting;
     take(counting);
@@ -90,16 +92,14 @@ class Trainer {
     report.tokens = targets_;
     report.step = progress_.step + 1;
     fill_zero(backend(), gradient_memory_.data(), gradient_memory_.bytes());
-    fill_zero(backend(), load_.data, load_.size() * static_cast<Index>(sizeof(Index)));
+    fill_zero(backend(), small_memory_.data(), report_bytes());
     model_->for_each_history([&](const std::string&, View<float, 2> history) {
       for (Index row = 0; row < 2; ++row)  // evaluations since the last step leave nothing
         fill_zero(backend(), &history(row, 0), static_cast<Index>(sizeof(float)));
     });
-    for (const Batch& batch : micro_batches) {
-      const Losses losses =
-          model_->losses_and_gradients(batch, scale, gradients_, load_, options_.recompute);
-      report.add(losses, 1, 1);
-    }
+    for (const Batch& batch : micro_batches)
+      model_->add_losses_and_gradients(batch, scale, gradients_, losses_, load_,
+                                       options_.recompute);
     measure_gradient();
     report.lr =
         options_.schedule ? options_.schedule->lr(report.step, progress_.tokens) : options_.peak_lr;
@@ -136,7 +136,9 @@ class Trainer {
                  static_cast<double>(layout_.sequences) * scale.per_sequence);
     }
     report.load.resize(static_cast<std::size_t>(load_.size()));
-    report.max_violation = read_load(report.load);
+    copy_to_host(backend(), report.load.data(), load_.data,
+                 load_.size() * static_cast<Index>(sizeof(Index)));
+    report.max_violation = mean_violation(report.load);
     return report;
   }
 
@@ -375,12 +377,31 @@ class Trainer {
                  detail::GateBiasRow<A>{load_, norm_, gamma, options_.center_bias_update, bias});
   }
 
-  // The one copy to the host of a step: norm and load.
+  // The memory of load, losses and norm, which lie one after the other.
+  Index report_bytes() const {
+    return static_cast<std::byte*>(static_cast<void*>(partial_.data)) -
+           static_cast<std::byte*>(small_memory_.data());
+  }
+
+  // The one copy to the host of a step.
   void finish(StepReport& report) {
+    report_.resize(static_cast<std::size_t>(report_bytes()));
+    copy_to_host(backend(), report_.data(), small_memory_.data(), report_bytes());
+    const auto values = [&](const auto& view, auto* to) {
+      const auto first =
+          reinterpret_cast<std::byte*>(view.data) - static_cast<std::byte*>(small_memory_.data());
+      std::memcpy(to, report_.data() + first, static_cast<std::size_t>(view.size()) * sizeof *to);
+    };
     double norm[2];
-    copy_to_host(backend(), norm, norm_.data, sizeof norm);
+    values(norm_, norm);
+    std::vector<double> losses(static_cast<std::size_t>(losses_.size()));
+    values(losses_, losses.data());
     report.load.resize(static_cast<std::size_t>(load_.size()));
-    report.max_violation = read_load(report.load);
+    values(load_, report.load.data());
+    report.loss = losses[0];
+    report.balance = losses[1];
+    report.mtp_loss.assign(losses.begin() + 2, losses.end());
+    report.max_violation = mean_violation(report.load);
     report.grad_norm = norm[0];
     report.skipped = norm[1] == 0;
     ++progress_.step;
@@ -388,10 +409,8 @@ class Trainer {
     (report.skipped ? progress_.skipped : progress_.updates) += 1;
   }
 
-  // Copies the counted load to the host; returns the mean MaxVio.
-  double read_load(std::vector<Index>& load) const {
-    copy_to_host(backend(), load.data(), load_.data,
-                 load_.size() * static_cast<Index>(sizeof(Index)));
+  // The mean over layers of MaxVio.
+  double mean_violation(const std::vector<Index>& load) const {
     const Index layers = load_.extent(0), experts = load_.extent(1);
     double mean = 0;
     for (Index l = 0; l < layers; ++l)
@@ -406,8 +425,10 @@ class Trainer {
   ModelTensors<P, Moment> m_;
   ModelTensors<P, SecondMoment> v_;
   View<Index, 2> load_;
-  View<double, 1> partial_;  // sums of squares of each chunk of each trained tensor
+  View<double, 1> losses_;   // of the step: loss, balance loss, those of the MTP depths
   View<double, 1> norm_;     // gradient norm, and the factor that clips it
+  View<double, 1> partial_;  // sums of squares of each chunk of each trained tensor
+  std::vector<std::byte> report_;
   std::vector<Group> groups_;
   Index partials_ = 0, targets_ = 0;
   BatchLayout layout_;

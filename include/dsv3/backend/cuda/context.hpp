@@ -16,7 +16,8 @@ struct CudaOptions {
   /// Products by cuBLASLt where it has the types. Without it every product is our own kernel, whose
   /// bits do not depend on the other rows of the call.
   bool vendor_products = true;
-  bool tf32 = false;  ///< float products in TF32: 10 bits of mantissa, several times as fast
+  bool tf32 = false;   ///< float products in TF32: 10 bits of mantissa, several times as fast
+  bool graphs = true;  ///< what is asked a third time, with the same sizes, is one launch
   bool hopper_kernels = true;  ///< wgmma and TMA on GPUs that have them; else the portable kernels
 };
 
@@ -62,6 +63,53 @@ namespace detail {
 struct VendorPlans {
   using Key = std::array<Index, 14>;
   std::map<Key, std::shared_ptr<void>> made;
+};
+
+// What was recorded, by the key of the work; the oldest goes when there are many.
+class CudaGraphs {
+ public:
+  struct Entry {
+    bool seen = false;
+    cudaGraphExec_t graph = nullptr;
+    std::uint64_t used = 0;
+  };
+  static constexpr std::size_t most = 64;
+
+  CudaGraphs() = default;
+  CudaGraphs(const CudaGraphs&) = delete;
+  CudaGraphs& operator=(const CudaGraphs&) = delete;
+  ~CudaGraphs() { clear(); }
+
+  Entry& entry(const std::string& key) {
+    const auto found = entries_.find(key);
+    if (found == entries_.end() && entries_.size() == most) {
+      auto oldest = entries_.begin();
+      for (auto it = entries_.begin(); it != entries_.end(); ++it)
+        if (it->second.used < oldest->second.used) oldest = it;
+      destroy(oldest->second);
+      entries_.erase(oldest);
+    }
+    Entry& entry = entries_[key];
+    entry.used = ++clock_;
+    return entry;
+  }
+  std::size_t recorded() const {
+    std::size_t count = 0;
+    for (const auto& [key, entry] : entries_) count += entry.graph != nullptr;
+    return count;
+  }
+  void clear() noexcept {
+    for (auto& [key, entry] : entries_) destroy(entry);
+    entries_.clear();
+  }
+
+ private:
+  static void destroy(Entry& entry) noexcept {
+    if (entry.graph) cudaGraphExecDestroy(entry.graph);
+    entry.graph = nullptr;
+  }
+  std::map<std::string, Entry> entries_;
+  std::uint64_t clock_ = 0;
 };
 
 }  // namespace detail
@@ -158,10 +206,12 @@ class Cuda {
   }
 
   detail::VendorPlans& plans() { return plans_; }
+  detail::CudaGraphs& graphs() { return graphs_; }
 
  private:
   void release() noexcept {
     if (stream_) cudaStreamSynchronize(stream_);
+    graphs_.clear();
     plans_.made.clear();
     if (lt_) cublasLtDestroy(lt_);
     cudaFree(vendor_workspace_);
@@ -177,6 +227,7 @@ class Cuda {
   void *vendor_workspace_ = nullptr, *workspace_ = nullptr;
   Fault* fault_ = nullptr;
   detail::VendorPlans plans_;
+  detail::CudaGraphs graphs_;
 };
 
 /// Primitive. Memory of the device, aligned to 256 bytes, not initialised, from the stream's pool.
@@ -195,8 +246,11 @@ inline void* allocate(Cuda& cuda, Index bytes) {
   return memory;
 }
 
-/// Primitive. Returns what allocate gave, when the stream is done with it.
+/// Primitive. Returns what allocate gave, when the stream is done with it. Recorded work may have
+/// used it, so nothing stays recorded.
 inline void deallocate(Cuda& cuda, void* memory, Index /*bytes*/) noexcept {
+  if (cuda.graphs().recorded() > 0) cudaStreamSynchronize(cuda.stream());
+  cuda.graphs().clear();
   cudaFreeAsync(memory, cuda.stream());
 }
 

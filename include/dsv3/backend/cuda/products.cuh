@@ -2,6 +2,7 @@
 // portable kernels.
 #pragma once
 
+#include <dsv3/backend/cuda/hopper_codes.cuh>
 #include <dsv3/backend/cuda/primitives.hpp>
 #include <dsv3/backend/cuda/tile_product.cuh>
 #include <dsv3/backend/cuda/vendor_products.hpp>
@@ -62,6 +63,9 @@ void gemm(Cuda& cuda, ProductTag<p>, Quantized<CA> a, Quantized<CB> b, View<TC, 
   detail::check_product<p>("gemm", a.extent(0), a.extent(1), b.extent(0), b.extent(1), c.extent(0),
                            c.extent(1));
   if (c.size() == 0) return;
+  if constexpr (detail::hopper_codes_types<CA, CB, TC>)
+    if (detail::hopper_codes_fit(cuda, ProductTag<p>{}, a, b, c))
+      return detail::hopper_codes_gemm(cuda, ProductTag<p>{}, a, b, c, output);
   detail::cuda_gemm<p>(cuda, a, b, c, output == Output::add);
 }
 
@@ -74,6 +78,9 @@ requires(p != Product::tn) void grouped_gemm(Cuda& cuda, ProductTag<p>, Quantize
   detail::check_product<p>("grouped_gemm", a.extent(0), a.extent(1), b.extent(1), b.extent(2),
                            c.extent(0), c.extent(1));
   if (experts <= 0 || c.size() == 0) return;
+  if constexpr (detail::hopper_codes_types<CA, CB, TC>)
+    if (detail::hopper_codes_fit(cuda, ProductTag<p>{}, a, b, c))
+      return detail::hopper_codes_grouped(cuda, ProductTag<p>{}, a, b, c, offsets, output);
   detail::cuda_grouped_gemm<p>(cuda, a, b, c, offsets, output == Output::add);
 }
 
@@ -86,7 +93,11 @@ void grouped_gemm(Cuda& cuda, ProductTag<Product::tn>, Quantized<CA> a, Quantize
   check_equal("grouped_gemm", "columns of a", a.extent(1), "rows of each c", c.extent(1));
   check_equal("grouped_gemm", "columns of b", b.extent(1), "columns of each c", c.extent(2));
   if (experts <= 0 || c.size() == 0) return;
-  detail::cuda_grouped_gemm(cuda, a, b, c, offsets, output == Output::add);
+  if constexpr (detail::hopper_codes_types<CA, CB, TC>)
+    if (detail::hopper_codes_fit(cuda, ProductTag<Product::tn>{}, a, b, c))
+      return detail::hopper_codes_grouped(cuda, ProductTag<Product::tn>{}, a, b, c, offsets,
+                                          output);
+  detail::cuda_grouped_gemm<Product::tn>(cuda, a, b, c, offsets, output == Output::add);
 }
 
 }  // namespace dsv3
