@@ -1,0 +1,178 @@
+// dK and dV of attention: a tile of keys of one head, over the queries from it on.
+#pragma once
+
+#include <dsv3/backend/cuda/attention_backward.cuh>
+
+namespace dsv3::detail {
+
+// A warp's 16 keys are the rows of all products: the scores' transpose comes out of the tensor cores
+// as the left operand of the sums over queries, and nothing but rows of q and dO passes through
+// shared memory.
+template <class Shape, bool values, bool keys>
+struct AttentionKeysWarp {
+  static constexpr int qk = Shape::width_qk, v = Shape::width_v, step = 32, columns = step / 8;
+  float dv[values ? v / 8 : 1][4], dk[keys ? qk / 8 : 1][4];
+
+  __device__ __forceinline__ void begin() {
+#pragma unroll
+    for (int n = 0; n < (values ? v / 8 : 1); ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) dv[n][e] = 0;
+#pragma unroll
+    for (int n = 0; n < (keys ? qk / 8 : 1); ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) dk[n][e] = 0;
+  }
+
+  // Queries [query, query + 32), rows from `row` on of a stage; `key` is the warp's first. Rows
+  // beyond the sequence are zeros, lse2 and delta too, and add zeros.
+  __device__ __forceinline__ void add(std::uint32_t k_tile, std::uint32_t v_tile,
+                                      std::uint32_t stage, int row, int key, int query,
+                                      float scale_log2) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const std::uint32_t numbers =
+        stage + Shape::stage_numbers + static_cast<std::uint32_t>(row + lane % 4 * 2) * 4;
+    float p[columns][4];
+    attention_product<qk, columns>(p, AttentionReader<qk>(k_tile), AttentionReader<qk>(stage), row);
+#pragma unroll
+    for (int n = 0; n < columns; ++n) {
+      float lse2[2];
+      load_pair_at(lse2[0], lse2[1], numbers + n * 32);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) p[n][e] = exp2_fast(fmaf(p[n][e], scale_log2, -lse2[e % 2]));
+    }
+    if (query < key + 15) {  // else every query sees every key
+      const int ahead = query + lane % 4 * 2 - key - lane / 4;
+#pragma unroll
+      for (int n = 0; n < columns; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          if (ahead + 8 * n + e % 2 < e / 2 * 8) p[n][e] = 0;
+    }
+    if constexpr (values)
+      attention_add_product<v, columns>(dv, p, AttentionReader<v>(stage + Shape::stage_v), row);
+    if constexpr (keys) {
+      float dp[columns][4];
+      attention_product<v, columns>(dp, AttentionReader<v>(v_tile),
+                                    AttentionReader<v>(stage + Shape::stage_v), row);
+#pragma unroll
+      for (int n = 0; n < columns; ++n) {
+        float delta[2];
+        load_pair_at(delta[0], delta[1], numbers + Shape::stream * 4 + n * 32);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) dp[n][e] = p[n][e] * (dp[n][e] - delta[e % 2]);
+      }
+      attention_add_product<qk, columns>(dk, dp, AttentionReader<qk>(stage), row);
+    }
+  }
+
+  // Of token `key` + 8 * half + lane / 4.
+  __device__ __forceinline__ void finish(const AttentionTask& in, const View<bf16, 3>& dkv,
+                                         const View<float, 3>& rope_sum, int key, int end,
+                                         int head) const {
+    const int lane = static_cast<int>(threadIdx.x) % 32, d_n = in.d_n(), d_r = in.d_qk() - d_n;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int j = key + 8 * half + lane / 4;
+      if (j < end) {
+        bf16* to = &dkv(j, head, 0);
+        if constexpr (values) {
+#pragma unroll
+          for (int n = 0; n < v / 8; ++n)
+            store_attention_pair<Shape::aligned>(to + d_n, 8 * n + lane % 4 * 2, in.d_v(),
+                                                 dv[n][2 * half], dv[n][2 * half + 1]);
+        }
+        if constexpr (keys) {
+#pragma unroll
+          for (int n = 0; n < qk / 8; ++n) {
+            const int d = 8 * n + lane % 4 * 2;
+            const float first = in.scale * dk[n][2 * half], second = in.scale * dk[n][2 * half + 1];
+            store_attention_pair<Shape::aligned>(to, d, d_n, first, second);
+            if (d >= d_n && d < d_n + d_r) rope_sum(j, head, d - d_n) = first;
+            if (d + 1 >= d_n && d + 1 < d_n + d_r) rope_sum(j, head, d + 1 - d_n) = second;
+          }
+        }
+      }
+    }
+  }
+};
+
+// One sweep over the queries [j0, end) of a tile of keys that starts at j0.
+template <class Shape, bool values, bool keys>
+__device__ __forceinline__ void attention_keys_sweep(const AttentionBackwardTask& task,
+                                                     const View<bf16, 3>& dkv,
+                                                     const View<float, 3>& rope_sum,
+                                                     std::uint32_t memory, int head, int j0,
+                                                     int end) {
+  const AttentionTask& in = task.in;
+  const int warp = static_cast<int>(threadIdx.x) / 32, key = j0 + 16 * warp;
+  const std::uint32_t k_tile = memory + 16 * warp * Shape::width_qk * 2;
+  const std::uint32_t v_tile = memory + Shape::v_tile + 16 * warp * Shape::width_v * 2;
+  const auto load = [&](int t, int place) {
+    const std::uint32_t stage = memory + Shape::stage + place * Shape::stage_bytes;
+    load_attention_tile<Shape::width_qk, Shape::stream, Shape::threads, Shape::aligned>(
+        stage, attention_rows(in.q, t, head, 0, in.d_qk()), end - t);
+    load_attention_tile<Shape::width_v, Shape::stream, Shape::threads, Shape::aligned>(
+        stage + Shape::stage_v, attention_rows(task.d_o, t, head, 0, in.d_v()), end - t);
+    const int i = static_cast<int>(threadIdx.x);
+    if (i < 2 * Shape::stream) {
+      const int row = i % Shape::stream;
+      const View<float, 2>& from = i < Shape::stream ? task.numbers.lse2 : task.numbers.delta;
+      const bool inside = t + row < end;
+      copy_word_async_at(stage + Shape::stage_numbers + i * 4, &from(head, inside ? t + row : t),
+                         inside);
+    }
+    copies_end_group();
+  };
+  AttentionKeysWarp<Shape, values, keys> own;
+  own.begin();
+  load(j0, 0);
+  for (int t = j0, place = 0; t < end; t += Shape::stream) {
+    wait_for_copies<0>();
+    __syncthreads();  // this stage is there, and nobody reads the other one any more
+    const int other = Shape::stages == 2 ? 1 - place : 0;
+    const bool more = t + Shape::stream < end;
+    if (Shape::stages == 2 && more) load(t + Shape::stream, other);
+#pragma unroll 1
+    for (int row = 0; row < Shape::stream; row += own.step)
+      if (t + row + own.step > key && t + row < end && key < end)
+        own.add(k_tile, v_tile, memory + Shape::stage + place * Shape::stage_bytes, row, key,
+                t + row, in.scale_log2);
+    if (Shape::stages == 1) {
+      __syncthreads();
+      if (more) load(t + Shape::stream, 0);
+    }
+    place = other;
+  }
+  own.finish(in, dkv, rope_sum, key, end, head);
+}
+
+template <class Shape>
+__global__ void __launch_bounds__(Shape::threads, 1)
+    attention_keys_kernel(AttentionBackwardTask task, View<bf16, 3> dkv, View<float, 3> rope_sum) {
+  extern __shared__ __align__(1024) unsigned char attention_memory[];
+  volatile int* next = reinterpret_cast<int*>(attention_memory + Shape::words);
+  const std::uint32_t memory = shared_address(attention_memory);
+  const AttentionTask& in = task.in;
+  for (;;) {
+    if (threadIdx.x == 0) *next = in.map.take(0);
+    __syncthreads();  // nobody reads the tiles of the last unit any more
+    const int tiles = in.map.words[AttentionMap::tiles], unit = *next;
+    if (unit >= tiles * in.heads()) return;
+    const auto [head, tile] = attention_unit(unit, tiles, false);
+    const int j0 = in.map.words[AttentionMap::first + tile], end = in.end(j0);
+    load_attention_tile<Shape::width_qk, Shape::rows, Shape::threads, Shape::aligned>(
+        memory, attention_key_rows(in, j0, head), end - j0);
+    load_attention_tile<Shape::width_v, Shape::rows, Shape::threads, Shape::aligned>(
+        memory + Shape::v_tile, attention_rows(in.kv, j0, head, in.d_n(), in.d_v()), end - j0);
+    if constexpr (Shape::apart) {
+      attention_keys_sweep<Shape, true, false>(task, dkv, rope_sum, memory, head, j0, end);
+      __syncthreads();
+      attention_keys_sweep<Shape, false, true>(task, dkv, rope_sum, memory, head, j0, end);
+    } else {
+      attention_keys_sweep<Shape, true, true>(task, dkv, rope_sum, memory, head, j0, end);
+    }
+  }
+}
+
+}  // namespace dsv3::detail
