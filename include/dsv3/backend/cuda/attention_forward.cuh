@@ -46,7 +46,8 @@ struct AttentionForwardWarp {
   static constexpr int blocks = Shape::row_blocks, qk = Shape::width_qk, v = Shape::width_v;
   static constexpr int columns = Shape::keys / 8;
   float sum[blocks][v / 8][4];
-  float largest[blocks][2], denominator[blocks][2];  // the latter of this lane's columns
+  // The largest score in powers of 2, and the sum of weights of this lane's columns.
+  float largest[blocks][2], denominator[blocks][2];
 
   __device__ __forceinline__ void begin() {
     const float infinity = __builtin_bit_cast(float, 0x7F800000);
@@ -114,14 +115,14 @@ struct AttentionForwardWarp {
     for (int m = 0; m < blocks; ++m)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        float most = largest[m][half];
+        float most = fmaxf(s[m][0][2 * half], s[m][0][2 * half + 1]);
 #pragma unroll
-        for (int n = 0; n < columns; ++n)
+        for (int n = 1; n < columns; ++n)
           most = fmaxf(most, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
-        most = attention_row_max(most);
-        const float bound = most * scale_log2;
-        const float keep = exp2_fast(fmaf(largest[m][half], scale_log2, -bound));
-        largest[m][half] = most;
+        // In powers of 2 and rounded, so that an unchanged bound keeps exactly what was summed.
+        const float bound = fmaxf(largest[m][half], attention_row_max(most) * scale_log2);
+        const float keep = exp2_fast(largest[m][half] - bound);
+        largest[m][half] = bound;
         float total = 0;
 #pragma unroll
         for (int n = 0; n < columns; ++n)
@@ -162,8 +163,7 @@ struct AttentionForwardWarp {
   // Writes block m and those after it.
   template <int m = 0>
   __device__ __forceinline__ void finish(const View<bf16, 3>& o, const View<float, 2>& lse,
-                                         AttentionForwardUnit unit, int row0,
-                                         float scale_log2) const {
+                                         AttentionForwardUnit unit, int row0) const {
     const int lane = static_cast<int>(threadIdx.x) % 32, head = unit.get(unit.head);
     const int width = static_cast<int>(o.extent(2));
 #pragma unroll
@@ -179,10 +179,10 @@ struct AttentionForwardWarp {
                                                fmaf(sum[m][n][2 * half], inverse, 0.0f),
                                                fmaf(sum[m][n][2 * half + 1], inverse, 0.0f));
         if (lane % 4 == 0)
-          lse(t, head) = fmaf(largest[m][half] * scale_log2, 0.693147180559945309f, log(total));
+          lse(t, head) = fmaf(largest[m][half], 0.693147180559945309f, log(total));
       }
     }
-    if constexpr (m + 1 < blocks) finish<m + 1>(o, lse, unit, row0, scale_log2);
+    if constexpr (m + 1 < blocks) finish<m + 1>(o, lse, unit, row0);
   }
 };
 
@@ -263,7 +263,7 @@ __global__ void __launch_bounds__(Shape::threads, 2)
         own.add_values(s, ValueReader(v_tile));
       }
     }
-    own.finish(o, lse, unit, row0, in.scale_log2);
+    own.finish(o, lse, unit, row0);
   }
 }
 
