@@ -66,49 +66,57 @@ struct AttentionKeysWarp {
     }
   }
 
-  // Of token `key` + 8 * half + lane / 4.
+  // Writes row lane / 4 + 8 * half of the warp's keys and what follows it.
+  template <int half = 0>
   __device__ __forceinline__ void finish(const AttentionTask& in, const View<bf16, 3>& dkv,
                                          const View<float, 3>& rope_sum, int key, int end,
                                          int head) const {
     const int lane = static_cast<int>(threadIdx.x) % 32, d_n = in.d_n(), d_r = in.d_qk() - d_n;
+    const int j = key + 8 * half + lane / 4;
+    if (j < end) {
+      bf16* to = &dkv(j, head, 0);
+      if constexpr (values) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int j = key + 8 * half + lane / 4;
-      if (j < end) {
-        bf16* to = &dkv(j, head, 0);
-        if constexpr (values) {
+        for (int n = 0; n < v / 8; ++n)
+          store_attention_pair<Shape::aligned>(to + d_n, 8 * n + lane % 4 * 2, in.d_v(),
+                                               dv[n][2 * half], dv[n][2 * half + 1]);
+      }
+      if constexpr (keys) {
 #pragma unroll
-          for (int n = 0; n < v / 8; ++n)
-            store_attention_pair<Shape::aligned>(to + d_n, 8 * n + lane % 4 * 2, in.d_v(),
-                                                 dv[n][2 * half], dv[n][2 * half + 1]);
-        }
-        if constexpr (keys) {
-#pragma unroll
-          for (int n = 0; n < qk / 8; ++n) {
-            const int d = 8 * n + lane % 4 * 2;
-            const float first = in.scale * dk[n][2 * half], second = in.scale * dk[n][2 * half + 1];
-            store_attention_pair<Shape::aligned>(to, d, d_n, first, second);
-            if (d >= d_n && d < d_n + d_r) rope_sum(j, head, d - d_n) = first;
-            if (d + 1 >= d_n && d + 1 < d_n + d_r) rope_sum(j, head, d + 1 - d_n) = second;
-          }
+        for (int n = 0; n < qk / 8; ++n) {
+          const int d = 8 * n + lane % 4 * 2;
+          const float first = in.scale * dk[n][2 * half], second = in.scale * dk[n][2 * half + 1];
+          store_attention_pair<Shape::aligned>(to, d, d_n, first, second);
+          if (d >= d_n && d < d_n + d_r) rope_sum(j, head, d - d_n) = first;
+          if (d + 1 >= d_n && d + 1 < d_n + d_r) rope_sum(j, head, d + 1 - d_n) = second;
         }
       }
     }
+    if constexpr (half == 0) finish<1>(in, dkv, rope_sum, key, end, head);
   }
 };
 
-// One sweep over the queries [j0, end) of a tile of keys that starts at j0.
+// A block's unit, in shared memory and read when needed: accumulators leave no register for it.
+struct AttentionKeysUnit {
+  static constexpr int next = 0, head = 1, end = 2;
+  volatile int* words;
+
+  __device__ int get(int word) const { return words[word]; }
+};
+
+// One sweep over the queries from j0 on of a tile of keys that starts at j0. The unit's words are
+// there after the first barrier.
 template <class Shape, bool values, bool keys>
 __device__ __forceinline__ void attention_keys_sweep(const AttentionBackwardTask& task,
                                                      const View<bf16, 3>& dkv,
                                                      const View<float, 3>& rope_sum,
-                                                     std::uint32_t memory, int head, int j0,
-                                                     int end) {
+                                                     std::uint32_t memory, AttentionKeysUnit unit,
+                                                     int head, int j0, int end) {
   const AttentionTask& in = task.in;
   const int warp = static_cast<int>(threadIdx.x) / 32, key = j0 + 16 * warp;
   const std::uint32_t k_tile = memory + 16 * warp * Shape::width_qk * 2;
   const std::uint32_t v_tile = memory + Shape::v_tile + 16 * warp * Shape::width_v * 2;
-  const auto load = [&](int t, int place) {
+  const auto load = [&](int head, int t, int end, int place) {
     const std::uint32_t stage = memory + Shape::stage + place * Shape::stage_bytes;
     load_attention_tile<Shape::width_qk, Shape::stream, Shape::threads, Shape::aligned>(
         stage, attention_rows(in.q, t, head, 0, in.d_qk()), end - t);
@@ -126,51 +134,53 @@ __device__ __forceinline__ void attention_keys_sweep(const AttentionBackwardTask
   };
   AttentionKeysWarp<Shape, values, keys> own;
   own.begin();
-  load(j0, 0);
-  for (int t = j0, place = 0; t < end; t += Shape::stream) {
+  load(head, j0, end, 0);
+  for (int t = j0, place = 0;; t += Shape::stream) {
     wait_for_copies<0>();
     __syncthreads();  // this stage is there, and nobody reads the other one any more
     const int other = Shape::stages == 2 ? 1 - place : 0;
-    const bool more = t + Shape::stream < end;
-    if (Shape::stages == 2 && more) load(t + Shape::stream, other);
+    const bool more = t + Shape::stream < unit.get(unit.end);
+    if (Shape::stages == 2 && more)
+      load(unit.get(unit.head), t + Shape::stream, unit.get(unit.end), other);
 #pragma unroll 1
     for (int row = 0; row < Shape::stream; row += own.step)
-      if (t + row + own.step > key && t + row < end && key < end)
-        own.add(k_tile, v_tile, memory + Shape::stage + place * Shape::stage_bytes, row, key,
-                t + row, in.scale_log2);
+      own.add(k_tile, v_tile, memory + Shape::stage + place * Shape::stage_bytes, row, key, t + row,
+              in.scale_log2);
+    if (!more) break;
     if (Shape::stages == 1) {
       __syncthreads();
-      if (more) load(t + Shape::stream, 0);
+      load(unit.get(unit.head), t + Shape::stream, unit.get(unit.end), 0);
     }
     place = other;
   }
-  own.finish(in, dkv, rope_sum, key, end, head);
+  own.finish(in, dkv, rope_sum, key, unit.get(unit.end), unit.get(unit.head));
 }
 
 template <class Shape>
 __global__ void __launch_bounds__(Shape::threads, 1)
     attention_keys_kernel(AttentionBackwardTask task, View<bf16, 3> dkv, View<float, 3> rope_sum) {
   extern __shared__ __align__(1024) unsigned char attention_memory[];
-  volatile int* next = reinterpret_cast<int*>(attention_memory + Shape::words);
+  const AttentionKeysUnit unit{reinterpret_cast<int*>(attention_memory + Shape::words)};
   const std::uint32_t memory = shared_address(attention_memory);
   const AttentionTask& in = task.in;
   for (;;) {
-    if (threadIdx.x == 0) *next = in.map.take(0);
+    if (threadIdx.x == 0) unit.words[unit.next] = in.map.take(0);
     __syncthreads();  // nobody reads the tiles of the last unit any more
-    const int tiles = in.map.words[AttentionMap::tiles], unit = *next;
-    if (unit >= tiles * in.heads()) return;
-    const auto [head, tile] = attention_unit(unit, tiles, false);
+    const int tiles = in.map.words[AttentionMap::tiles], next = unit.get(unit.next);
+    if (next >= tiles * in.heads()) return;
+    const auto [head, tile] = attention_unit(next, tiles, false);
     const int j0 = in.map.words[AttentionMap::first + tile], end = in.end(j0);
+    if (threadIdx.x == 0) unit.words[unit.head] = head, unit.words[unit.end] = end;
     load_attention_tile<Shape::width_qk, Shape::rows, Shape::threads, Shape::aligned>(
         memory, attention_key_rows(in, j0, head), end - j0);
     load_attention_tile<Shape::width_v, Shape::rows, Shape::threads, Shape::aligned>(
         memory + Shape::v_tile, attention_rows(in.kv, j0, head, in.d_n(), in.d_v()), end - j0);
     if constexpr (Shape::apart) {
-      attention_keys_sweep<Shape, true, false>(task, dkv, rope_sum, memory, head, j0, end);
+      attention_keys_sweep<Shape, true, false>(task, dkv, rope_sum, memory, unit, head, j0, end);
       __syncthreads();
-      attention_keys_sweep<Shape, false, true>(task, dkv, rope_sum, memory, head, j0, end);
+      attention_keys_sweep<Shape, false, true>(task, dkv, rope_sum, memory, unit, head, j0, end);
     } else {
-      attention_keys_sweep<Shape, true, true>(task, dkv, rope_sum, memory, head, j0, end);
+      attention_keys_sweep<Shape, true, true>(task, dkv, rope_sum, memory, unit, head, j0, end);
     }
   }
 }

@@ -55,22 +55,20 @@ struct AttentionQueriesWarp {
     attention_add_product<qk, columns>(dq, dp, AttentionReader<qk>(stage), 0);
   }
 
+  // Writes row lane / 4 + 8 * half of the warp's queries and what follows it.
+  template <int half = 0>
   __device__ __forceinline__ void finish(const View<bf16, 3>& to, int query, int end, int head,
                                          float scale) const {
     const int lane = static_cast<int>(threadIdx.x) % 32;
-    const int width = static_cast<int>(to.extent(2));
+    const int width = static_cast<int>(to.extent(2)), t = query + 8 * half + lane / 4;
+    if (t < end) {
+      bf16* row = &to(t, head, 0);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int t = query + 8 * half + lane / 4;
-      if (t < end) {
-        bf16* row = &to(t, head, 0);
-#pragma unroll
-        for (int n = 0; n < qk / 8; ++n)
-          store_attention_pair<Shape::aligned>(row, 8 * n + lane % 4 * 2, width,
-                                               scale * dq[n][2 * half],
-                                               scale * dq[n][2 * half + 1]);
-      }
+      for (int n = 0; n < qk / 8; ++n)
+        store_attention_pair<Shape::aligned>(row, 8 * n + lane % 4 * 2, width,
+                                             scale * dq[n][2 * half], scale * dq[n][2 * half + 1]);
     }
+    if constexpr (half == 0) finish<1>(to, query, end, head, scale);
   }
 };
 
@@ -116,9 +114,8 @@ __global__ void __launch_bounds__(Shape::threads, 1)
       const int other = Shape::stages == 2 ? 1 - place : 0;
       const bool more = j + Shape::stream < end;
       if (Shape::stages == 2 && more) load(j + Shape::stream, other);
-      if (j < query + 16 && query < end)
-        own.add(q_tile, o_tile, memory + Shape::stage + place * Shape::stage_bytes, j, query,
-                in.scale_log2);
+      own.add(q_tile, o_tile, memory + Shape::stage + place * Shape::stage_bytes, j, query,
+              in.scale_log2);
       if (Shape::stages == 1) {
         __syncthreads();
         if (more) load(j + Shape::stream, 0);

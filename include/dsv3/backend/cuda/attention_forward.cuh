@@ -109,10 +109,12 @@ struct AttentionForwardWarp {
       }
   }
 
-  // Scores become weights relative to the running maximum; what was summed follows it.
-  __device__ __forceinline__ void weights(float (&s)[blocks][columns][4], float scale_log2) {
+  // Scores become weights relative to the running maximum, as left operands of the sum over keys;
+  // what was summed follows the maximum.
+  __device__ __forceinline__ void weights(std::uint32_t (&p)[blocks][columns / 2][4],
+                                          float (&s)[blocks][columns][4], float scale_log2) {
 #pragma unroll
-    for (int m = 0; m < blocks; ++m)
+    for (int m = 0; m < blocks; ++m) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float most = fmaxf(s[m][0][2 * half], s[m][0][2 * half + 1]);
@@ -138,51 +140,49 @@ struct AttentionForwardWarp {
           sum[m][n][2 * half + 1] *= keep;
         }
       }
+#pragma unroll
+      for (int k = 0; k < columns / 2; ++k) as_left_operand(p[m][k], s[m][2 * k], s[m][2 * k + 1]);
+    }
   }
 
-  __device__ __forceinline__ void add_values(const float (&p)[blocks][columns][4],
-                             const AttentionReader<v>& values) {
+  __device__ __forceinline__ void add_values(const std::uint32_t (&p)[blocks][columns / 2][4],
+                                             const AttentionReader<v>& values) {
 #pragma unroll
     for (int k = 0; k < columns / 2; ++k) {
-      std::uint32_t a[blocks][4];
-#pragma unroll
-      for (int m = 0; m < blocks; ++m) as_left_operand(a[m], p[m][2 * k], p[m][2 * k + 1]);
 #pragma unroll
       for (int n = 0; n < v / 8; n += 2) {
         std::uint32_t b[4];
         values.right_over_rows(b, 16 * k, n);
 #pragma unroll
         for (int m = 0; m < blocks; ++m) {
-          multiply_bf16(sum[m][n], a[m], b[0], b[1]);
-          multiply_bf16(sum[m][n + 1], a[m], b[2], b[3]);
+          multiply_bf16(sum[m][n], p[m][k], b[0], b[1]);
+          multiply_bf16(sum[m][n + 1], p[m][k], b[2], b[3]);
         }
       }
     }
   }
 
-  // Writes block m and those after it.
-  template <int m = 0>
+  // Writes row lane / 4 + 8 * part of the warp's queries and what follows it.
+  template <int part = 0>
   __device__ __forceinline__ void finish(const View<bf16, 3>& o, const View<float, 2>& lse,
                                          AttentionForwardUnit unit, int row0) const {
+    constexpr int m = part / 2, half = part % 2;
     const int lane = static_cast<int>(threadIdx.x) % 32, head = unit.get(unit.head);
     const int width = static_cast<int>(o.extent(2));
+    const float total = attention_row_sum(denominator[m][half]), inverse = 1.0f / total;
+    const int row = row0 + 8 * part + lane / 4, t = unit.get(unit.token) + row;
+    if (row < unit.get(unit.rows)) {
+      bf16* to = &o(t, head, 0);
+      // Adding 0 makes one of the two zeros, whose sign tells of tiles that the row did not see.
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float total = attention_row_sum(denominator[m][half]), inverse = 1.0f / total;
-      const int row = row0 + 16 * m + 8 * half + lane / 4, t = unit.get(unit.token) + row;
-      if (row < unit.get(unit.rows)) {
-        bf16* to = &o(t, head, 0);
-        // Adding 0 makes one of the two zeros, whose sign tells of tiles that the row did not see.
-#pragma unroll
-        for (int n = 0; n < v / 8; ++n)
-          store_attention_pair<Shape::aligned>(to, 8 * n + lane % 4 * 2, width,
-                                               fmaf(sum[m][n][2 * half], inverse, 0.0f),
-                                               fmaf(sum[m][n][2 * half + 1], inverse, 0.0f));
-        if (lane % 4 == 0)
-          lse(t, head) = fmaf(largest[m][half], 0.693147180559945309f, log(total));
-      }
+      for (int n = 0; n < v / 8; ++n)
+        store_attention_pair<Shape::aligned>(to, 8 * n + lane % 4 * 2, width,
+                                             fmaf(sum[m][n][2 * half], inverse, 0.0f),
+                                             fmaf(sum[m][n][2 * half + 1], inverse, 0.0f));
+      if (lane % 4 == 0)
+        lse(t, head) = fmaf(largest[m][half], 0.693147180559945309f, log(total));
     }
-    if constexpr (m + 1 < blocks) finish<m + 1>(o, lse, unit, row0);
+    if constexpr (part + 1 < 2 * blocks) finish<part + 1>(o, lse, unit, row0);
   }
 };
 
@@ -250,18 +250,15 @@ __global__ void __launch_bounds__(Shape::threads, 2)
       __syncthreads();  // the keys are there, and nobody reads values any more
       load_values(j);
       float s[Shape::row_blocks][Shape::keys / 8][4];
-      const bool sees = j <= unit.get(Unit::last + warp);
-      if (sees)
-        own.scores(s, KeyReader(q_tile + row0 * Shape::width_qk * 2), KeyReader(k_tile));
+      own.scores(s, KeyReader(q_tile + row0 * Shape::width_qk * 2), KeyReader(k_tile));
       wait_for_copies<0>();
       __syncthreads();  // the values are there, and nobody reads keys any more
+      if (j + Shape::keys - 1 > unit.get(Unit::least + warp))
+        own.mask(s, j, unit.words + Unit::own + row0);
+      std::uint32_t p[Shape::row_blocks][Shape::keys / 16][4];
+      own.weights(p, s, in.scale_log2);
       if (j + Shape::keys < unit.get(Unit::keys)) load_keys(j + Shape::keys);
-      if (sees) {
-        if (j + Shape::keys - 1 > unit.get(Unit::least + warp))
-          own.mask(s, j, unit.words + Unit::own + row0);
-        own.weights(s, in.scale_log2);
-        own.add_values(s, ValueReader(v_tile));
-      }
+      own.add_values(p, ValueReader(v_tile));
     }
     own.finish(o, lse, unit, row0);
   }

@@ -128,14 +128,16 @@ __device__ inline void load_attention_tile(std::uint32_t tile, const AttentionRo
       for (int i = 0; i < rows / step; ++i) {
         const int r = row + i * step;
         std::uint32_t words[4] = {};
-        if (r < inside)
-          for (int e = 0; e < 8 && column + e < from.columns; ++e) {
-            const int c = column + e;
+#pragma unroll
+        for (int e = 0; e < 8; ++e) {
+          const int c = column + e;
+          if (r < inside && c < from.columns) {
             const bf16 value = c < from.split
                                    ? from.left[r * from.left_stride + c]
                                    : from.right[r * from.right_stride + (c - from.split)];
             words[e / 2] |= static_cast<std::uint32_t>(value.bits) << (e % 2 * 16);
           }
+        }
         store_shared_at(to + group * 128 + i * step * width * 2, words);
       }
     }
