@@ -44,8 +44,8 @@ inline AttentionTask attention_task(const char* caller, View<const bf16, 3> q,
                                     View<const std::int32_t, 1> first_key,
                                     View<const std::int32_t, 1> own_key, double scale,
                                     std::int32_t* map) {
-  const AttentionTask in{q,       kv,      k_rope,
-                         begin,   end,     first_key,
+  const AttentionTask in{q,       kv,           k_rope,
+                         begin,   end,          first_key,
                          own_key, float(scale), float(scale * 1.44269504088896340736),
                          {map}};
   check_at_most(caller, "width of q", in.d_qk(), "widest head", widest_attention_head);
@@ -55,7 +55,8 @@ inline AttentionTask attention_task(const char* caller, View<const bf16, 3> q,
   return in;
 }
 
-inline void launch_attention_map(Cuda& cuda, const char* caller, const AttentionTask& in, int rows) {
+inline void launch_attention_map(Cuda& cuda, const char* caller, const AttentionTask& in,
+                                 int rows) {
   attention_map_kernel<<<1, attention_map_threads, attention_map_threads / 32 * sizeof(int),
                          cuda.stream()>>>(in.begin, rows, in.map);
   check_cuda(cudaGetLastError(), caller, "launch of the list of tiles", attention_sizes(in));
@@ -95,8 +96,8 @@ void attention_backward_as(Cuda& cuda, const AttentionBackwardTask& task, View<c
   const dim3 blocks(
       static_cast<unsigned>((tokens + attention_delta_tokens - 1) / attention_delta_tokens),
       static_cast<unsigned>(in.heads()));
-  attention_delta_kernel<Shape::aligned><<<blocks, attention_delta_threads, 0, cuda.stream()>>>(
-      o, task.d_o, lse, task.numbers);
+  attention_delta_kernel<Shape::aligned>
+      <<<blocks, attention_delta_threads, 0, cuda.stream()>>>(o, task.d_o, lse, task.numbers);
   check_cuda(cudaGetLastError(), caller, "launch of delta", attention_sizes(in));
   launch_attention(cuda, caller, "launch over keys", in, attention_keys_kernel<Shape>,
                    Shape::threads, Shape::bytes, 1, task, dkv, rope_sum);
@@ -113,16 +114,16 @@ void attention_backward_as(Cuda& cuda, const AttentionBackwardTask& task, View<c
 }  // namespace detail
 
 template <class T>
-requires std::is_same_v<T, bf16> void fused_attention_forward(
-    Cuda& cuda, View<const T, 3> q, View<const T, 3> kv, View<const T, 2> k_rope,
-    View<const std::int32_t, 1> begin, View<const std::int32_t, 1> end,
-    View<const std::int32_t, 1> first_key, View<const std::int32_t, 1> own_key, double scale,
-    View<T, 3> o, View<accum_t<T>, 2> lse, Arena& scratch) {
+requires std::is_same_v<T, bf16>
+void fused_attention_forward(Cuda& cuda, View<const T, 3> q, View<const T, 3> kv,
+                             View<const T, 2> k_rope, View<const std::int32_t, 1> begin,
+                             View<const std::int32_t, 1> end, View<const std::int32_t, 1> first_key,
+                             View<const std::int32_t, 1> own_key, double scale, View<T, 3> o,
+                             View<accum_t<T>, 2> lse, Arena& scratch) {
   const ArenaScope scope(scratch);
   const auto map = scratch.take<std::int32_t>({detail::attention_map_words(q.extent(0))});
-  const detail::AttentionTask in =
-      detail::attention_task("fused_attention_forward", q, kv, k_rope, begin, end, first_key,
-                             own_key, scale, map.data);
+  const detail::AttentionTask in = detail::attention_task(
+      "fused_attention_forward", q, kv, k_rope, begin, end, first_key, own_key, scale, map.data);
   if (q.extent(0) == 0 || q.extent(1) == 0) return;
   const auto fits = [&](int qk, int v, int bytes) {
     return in.d_qk() <= qk && in.d_v() <= v && bytes <= cuda.shared_bytes();
@@ -142,11 +143,12 @@ requires std::is_same_v<T, bf16> void fused_attention_forward(
 }
 
 template <class T>
-requires std::is_same_v<T, bf16> void fused_attention_backward(
-    Cuda& cuda, View<const T, 3> q, View<const T, 3> kv, View<const T, 2> k_rope,
-    View<const std::int32_t, 1> begin, View<const std::int32_t, 1> end, double scale,
-    View<const T, 3> o, View<const accum_t<T>, 2> lse, View<const T, 3> d_o, View<T, 3> dq,
-    View<T, 3> dkv, View<T, 2> dk_rope, Arena& scratch) {
+requires std::is_same_v<T, bf16>
+void fused_attention_backward(Cuda& cuda, View<const T, 3> q, View<const T, 3> kv,
+                              View<const T, 2> k_rope, View<const std::int32_t, 1> begin,
+                              View<const std::int32_t, 1> end, double scale, View<const T, 3> o,
+                              View<const accum_t<T>, 2> lse, View<const T, 3> d_o, View<T, 3> dq,
+                              View<T, 3> dkv, View<T, 2> dk_rope, Arena& scratch) {
   const ArenaScope scope(scratch);
   const Index tokens = q.extent(0), heads = q.extent(1);
   const auto map = scratch.take<std::int32_t>({detail::attention_map_words(tokens)});

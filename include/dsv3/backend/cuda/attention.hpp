@@ -52,11 +52,12 @@ requires std::is_same_v<T, bf16> Index fused_attention_backward_bytes(const Cuda
 /// Errors   std::invalid_argument where q or o of a head is wider than 256, before any launch.
 /// Source   Dao 2023, arXiv:2307.08691; spec 4.6.
 template <class T>
-requires std::is_same_v<T, bf16> void fused_attention_forward(
-    Cuda& cuda, View<const T, 3> q, View<const T, 3> kv, View<const T, 2> k_rope,
-    View<const std::int32_t, 1> begin, View<const std::int32_t, 1> end,
-    View<const std::int32_t, 1> first_key, View<const std::int32_t, 1> own_key, double scale,
-    View<T, 3> o, View<accum_t<T>, 2> lse, Arena& scratch);
+requires std::is_same_v<T, bf16>
+void fused_attention_forward(Cuda& cuda, View<const T, 3> q, View<const T, 3> kv,
+                             View<const T, 2> k_rope, View<const std::int32_t, 1> begin,
+                             View<const std::int32_t, 1> end, View<const std::int32_t, 1> first_key,
+                             View<const std::int32_t, 1> own_key, double scale, View<T, 3> o,
+                             View<accum_t<T>, 2> lse, Arena& scratch);
 
 /// Fused form of Attention::backward on tensor cores: one kernel sums over queries for dkv, one
 /// over keys for dq, each in ascending order, without atomic additions. Overwrites dq, dkv and
@@ -69,10 +70,11 @@ requires std::is_same_v<T, bf16> void fused_attention_forward(
 /// Errors   std::invalid_argument where q or o of a head is wider than 256, before any launch.
 /// Source   spec 4.7.
 template <class T>
-requires std::is_same_v<T, bf16> void fused_attention_backward(
-    Cuda& cuda, View<const T, 3> q, View<const T, 3> kv, View<const T, 2> k_rope,
-    View<const std::int32_t, 1> begin, View<const std::int32_t, 1> end, double scale,
-    View<const T, 3> o, View<const accum_t<T>, 2> lse, View<const T, 3> d_o, View<T, 3> dq,
-    View<T, 3> dkv, View<T, 2> dk_rope, Arena& scratch);
+requires std::is_same_v<T, bf16>
+void fused_attention_backward(Cuda& cuda, View<const T, 3> q, View<const T, 3> kv,
+                              View<const T, 2> k_rope, View<const std::int32_t, 1> begin,
+                              View<const std::int32_t, 1> end, double scale, View<const T, 3> o,
+                              View<const accum_t<T>, 2> lse, View<const T, 3> d_o, View<T, 3> dq,
+                              View<T, 3> dkv, View<T, 2> dk_rope, Arena& scratch);
 
 }  // namespace dsv3

@@ -119,8 +119,8 @@ __device__ __forceinline__ void attention_product(float (&c)[columns][4],
   }
 }
 
-// Adds a product of 16 rows, summed over the 8 * columns that `left` has, of which the right operand
-// has one row each from `first` on.
+// Adds a product of 16 rows, summed over the 8 * columns that `left` has, of which the right
+// operand has one row each from `first` on.
 template <int width, int columns>
 __device__ __forceinline__ void attention_add_product(float (&sum)[width / 8][4],
                                                       const float (&left)[columns][4],

@@ -5,9 +5,18 @@
 
 namespace dsv3::detail {
 
-// A warp's 16 keys are the rows of all products: the scores' transpose comes out of the tensor cores
-// as the left operand of the sums over queries, and nothing but rows of q and dO passes through
-// shared memory.
+// A block's unit: its head, its first key, and the end of their sequence. In shared memory and read
+// when needed: accumulators leave no register for it.
+struct AttentionKeysUnit {
+  static constexpr int next = 0, head = 1, first = 2, end = 3;
+  volatile int* words;
+
+  __device__ int get(int word) const { return words[word]; }
+};
+
+// A warp's 16 keys are the rows of all products: the scores' transpose comes out of the tensor
+// cores as the left operand of the sums over queries, and nothing but rows of q and dO passes
+// through shared memory.
 template <class Shape, bool values, bool keys>
 struct AttentionKeysWarp {
   static constexpr int qk = Shape::width_qk, v = Shape::width_v, step = 32, columns = step / 8;
@@ -24,15 +33,17 @@ struct AttentionKeysWarp {
       for (int e = 0; e < 4; ++e) dk[n][e] = 0;
   }
 
-  // Queries [query, query + 32), rows from `row` on of a stage; `key` is the warp's first. Rows
-  // beyond the sequence are zeros, lse2 and delta too, and add zeros.
-  __device__ __forceinline__ void add(std::uint32_t k_tile, std::uint32_t v_tile,
-                                      std::uint32_t stage, int row, int key, int query,
-                                      float scale_log2) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
+  // Queries [query, query + 32), rows from `row` on of a stage. Rows beyond the sequence are zeros,
+  // lse2 and delta too, and add zeros.
+  __device__ __forceinline__ void add(std::uint32_t memory, AttentionKeysUnit unit,
+                                      std::uint32_t stage, int row, int query, float scale_log2) {
+    const int thread = reread_thread(), lane = thread % 32, row0 = thread / 32 * 16;
+    const std::uint32_t k_tile = memory + row0 * qk * 2;
+    const std::uint32_t v_tile = memory + Shape::v_tile + row0 * v * 2;
     const std::uint32_t numbers =
         stage + Shape::stage_numbers + static_cast<std::uint32_t>(row + lane % 4 * 2) * 4;
-    float p[columns][4];
+    // Everything that needs no branch comes first, so that the two products hide the exponentials.
+    float p[columns][4], dp[columns][4];
     attention_product<qk, columns>(p, AttentionReader<qk>(k_tile), AttentionReader<qk>(stage), row);
 #pragma unroll
     for (int n = 0; n < columns; ++n) {
@@ -41,6 +52,10 @@ struct AttentionKeysWarp {
 #pragma unroll
       for (int e = 0; e < 4; ++e) p[n][e] = exp2_fast(fmaf(p[n][e], scale_log2, -lse2[e % 2]));
     }
+    if constexpr (keys)
+      attention_product<v, columns>(dp, AttentionReader<v>(v_tile),
+                                    AttentionReader<v>(stage + Shape::stage_v), row);
+    const int key = unit.get(unit.first) + reread_thread() / 32 * 16;
     if (query < key + 15) {  // else every query sees every key
       const int ahead = query + lane % 4 * 2 - key - lane / 4;
 #pragma unroll
@@ -52,9 +67,6 @@ struct AttentionKeysWarp {
     if constexpr (values)
       attention_add_product<v, columns>(dv, p, AttentionReader<v>(stage + Shape::stage_v), row);
     if constexpr (keys) {
-      float dp[columns][4];
-      attention_product<v, columns>(dp, AttentionReader<v>(v_tile),
-                                    AttentionReader<v>(stage + Shape::stage_v), row);
 #pragma unroll
       for (int n = 0; n < columns; ++n) {
         float delta[2];
@@ -69,11 +81,12 @@ struct AttentionKeysWarp {
   // Writes row lane / 4 + 8 * half of the warp's keys and what follows it.
   template <int half = 0>
   __device__ __forceinline__ void finish(const AttentionTask& in, const View<bf16, 3>& dkv,
-                                         const View<float, 3>& rope_sum, int key, int end,
-                                         int head) const {
-    const int lane = static_cast<int>(threadIdx.x) % 32, d_n = in.d_n(), d_r = in.d_qk() - d_n;
-    const int j = key + 8 * half + lane / 4;
-    if (j < end) {
+                                         const View<float, 3>& rope_sum,
+                                         AttentionKeysUnit unit) const {
+    const int thread = reread_thread(), lane = thread % 32, head = unit.get(unit.head);
+    const int d_n = in.d_n(), d_r = in.d_qk() - d_n;
+    const int j = unit.get(unit.first) + thread / 32 * 16 + 8 * half + lane / 4;
+    if (j < unit.get(unit.end)) {
       bf16* to = &dkv(j, head, 0);
       if constexpr (values) {
 #pragma unroll
@@ -92,16 +105,8 @@ struct AttentionKeysWarp {
         }
       }
     }
-    if constexpr (half == 0) finish<1>(in, dkv, rope_sum, key, end, head);
+    if constexpr (half == 0) finish<1>(in, dkv, rope_sum, unit);
   }
-};
-
-// A block's unit, in shared memory and read when needed: accumulators leave no register for it.
-struct AttentionKeysUnit {
-  static constexpr int next = 0, head = 1, end = 2;
-  volatile int* words;
-
-  __device__ int get(int word) const { return words[word]; }
 };
 
 // One sweep over the queries from j0 on of a tile of keys that starts at j0. The unit's words are
@@ -113,16 +118,13 @@ __device__ __forceinline__ void attention_keys_sweep(const AttentionBackwardTask
                                                      std::uint32_t memory, AttentionKeysUnit unit,
                                                      int head, int j0, int end) {
   const AttentionTask& in = task.in;
-  const int warp = static_cast<int>(threadIdx.x) / 32, key = j0 + 16 * warp;
-  const std::uint32_t k_tile = memory + 16 * warp * Shape::width_qk * 2;
-  const std::uint32_t v_tile = memory + Shape::v_tile + 16 * warp * Shape::width_v * 2;
   const auto load = [&](int head, int t, int end, int place) {
     const std::uint32_t stage = memory + Shape::stage + place * Shape::stage_bytes;
     load_attention_tile<Shape::width_qk, Shape::stream, Shape::threads, Shape::aligned>(
         stage, attention_rows(in.q, t, head, 0, in.d_qk()), end - t);
     load_attention_tile<Shape::width_v, Shape::stream, Shape::threads, Shape::aligned>(
         stage + Shape::stage_v, attention_rows(task.d_o, t, head, 0, in.d_v()), end - t);
-    const int i = static_cast<int>(threadIdx.x);
+    const int i = reread_thread();
     if (i < 2 * Shape::stream) {
       const int row = i % Shape::stream;
       const View<float, 2>& from = i < Shape::stream ? task.numbers.lse2 : task.numbers.delta;
@@ -135,25 +137,26 @@ __device__ __forceinline__ void attention_keys_sweep(const AttentionBackwardTask
   AttentionKeysWarp<Shape, values, keys> own;
   own.begin();
   load(head, j0, end, 0);
-  for (int t = j0, place = 0;; t += Shape::stream) {
-    wait_for_copies<0>();
-    __syncthreads();  // this stage is there, and nobody reads the other one any more
-    const int other = Shape::stages == 2 ? 1 - place : 0;
-    const bool more = t + Shape::stream < unit.get(unit.end);
-    if (Shape::stages == 2 && more)
-      load(unit.get(unit.head), t + Shape::stream, unit.get(unit.end), other);
-#pragma unroll 1
-    for (int row = 0; row < Shape::stream; row += own.step)
-      own.add(k_tile, v_tile, memory + Shape::stage + place * Shape::stage_bytes, row, key, t + row,
-              in.scale_log2);
-    if (!more) break;
-    if (Shape::stages == 1) {
-      __syncthreads();
-      load(unit.get(unit.head), t + Shape::stream, unit.get(unit.end), 0);
+  for (int at = 0;; at += own.step) {
+    const int row = at % Shape::stream;
+    const int place = Shape::stages == 2 ? at / Shape::stream % 2 : 0;
+    if (row == 0) {
+      if (Shape::stages == 1 && at > 0) {
+        __syncthreads();
+        load(unit.get(unit.head), unit.get(unit.first) + at, unit.get(unit.end), 0);
+      }
+      wait_for_copies<0>();
+      __syncthreads();  // this stage is there, and nobody reads the other one any more
+      const int next = unit.get(unit.first) + at + Shape::stream;
+      if (Shape::stages == 2 && next < unit.get(unit.end))
+        load(unit.get(unit.head), next, unit.get(unit.end), 1 - place);
     }
-    place = other;
+    const int t = unit.get(unit.first) + at;
+    own.add(memory, unit, memory + Shape::stage + place * Shape::stage_bytes, row, t,
+            in.scale_log2);
+    if (t + own.step >= unit.get(unit.end)) break;
   }
-  own.finish(in, dkv, rope_sum, key, unit.get(unit.end), unit.get(unit.head));
+  own.finish(in, dkv, rope_sum, unit);
 }
 
 template <class Shape>
@@ -170,7 +173,8 @@ __global__ void __launch_bounds__(Shape::threads, 1)
     if (next >= tiles * in.heads()) return;
     const auto [head, tile] = attention_unit(next, tiles, false);
     const int j0 = in.map.words[AttentionMap::first + tile], end = in.end(j0);
-    if (threadIdx.x == 0) unit.words[unit.head] = head, unit.words[unit.end] = end;
+    if (threadIdx.x == 0)
+      unit.words[unit.head] = head, unit.words[unit.first] = j0, unit.words[unit.end] = end;
     load_attention_tile<Shape::width_qk, Shape::rows, Shape::threads, Shape::aligned>(
         memory, attention_key_rows(in, j0, head), end - j0);
     load_attention_tile<Shape::width_v, Shape::rows, Shape::threads, Shape::aligned>(

@@ -32,12 +32,15 @@ struct AttentionQueriesWarp {
   __device__ __forceinline__ void add(std::uint32_t q_tile, std::uint32_t o_tile,
                                       std::uint32_t stage, int key, int query, float scale_log2) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
+    // Everything that needs no branch comes first, so that the two products hide the exponentials.
     float p[columns][4], dp[columns][4];
     attention_product<qk, columns>(p, AttentionReader<qk>(q_tile), AttentionReader<qk>(stage), 0);
 #pragma unroll
     for (int n = 0; n < columns; ++n)
 #pragma unroll
       for (int e = 0; e < 4; ++e) p[n][e] = exp2_fast(fmaf(p[n][e], scale_log2, -lse2[e / 2]));
+    attention_product<v, columns>(dp, AttentionReader<v>(o_tile),
+                                  AttentionReader<v>(stage + Shape::stage_v), 0);
     if (key + step - 1 > query) {  // else every query sees every key
       const int seen = query + lane / 4 - key - lane % 4 * 2;
 #pragma unroll
@@ -46,8 +49,6 @@ struct AttentionQueriesWarp {
         for (int e = 0; e < 4; ++e)
           if (8 * n + e % 2 > seen + e / 2 * 8) p[n][e] = 0;
     }
-    attention_product<v, columns>(dp, AttentionReader<v>(o_tile),
-                                  AttentionReader<v>(stage + Shape::stage_v), 0);
 #pragma unroll
     for (int n = 0; n < columns; ++n)
 #pragma unroll

@@ -65,7 +65,8 @@ struct AttentionForwardWarp {
     }
   }
 
-  __device__ __forceinline__ void scores(float (&s)[blocks][columns][4], const AttentionReader<qk>& q,
+  __device__ __forceinline__ void scores(float (&s)[blocks][columns][4],
+                                         const AttentionReader<qk>& q,
                                          const AttentionReader<qk>& k) const {
 #pragma unroll
     for (int m = 0; m < blocks; ++m)
@@ -179,8 +180,7 @@ struct AttentionForwardWarp {
         store_attention_pair<Shape::aligned>(to, 8 * n + lane % 4 * 2, width,
                                              fmaf(sum[m][n][2 * half], inverse, 0.0f),
                                              fmaf(sum[m][n][2 * half + 1], inverse, 0.0f));
-      if (lane % 4 == 0)
-        lse(t, head) = fmaf(largest[m][half], 0.693147180559945309f, log(total));
+      if (lane % 4 == 0) lse(t, head) = fmaf(largest[m][half], 0.693147180559945309f, log(total));
     }
     if constexpr (part + 1 < 2 * blocks) finish<part + 1>(o, lse, unit, row0);
   }

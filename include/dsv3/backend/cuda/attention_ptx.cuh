@@ -1,5 +1,5 @@
-// Instructions of attention's kernels on shared memory, by its 32-bit addresses: a kernel that fills
-// the registers has none to spare for pointers.
+// Instructions of attention's kernels on shared memory, by its 32-bit addresses: a kernel that
+// fills the registers has none to spare for pointers.
 #pragma once
 
 #include <dsv3/backend/cuda/mma.cuh>
@@ -37,15 +37,16 @@ __device__ inline void load_pair_at(float& first, float& second, std::uint32_t f
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(first), "=f"(second) : "r"(from));
 }
 
-// The same value, of which the compiler knows nothing: what follows from it is computed anew at each
-// use, instead of waiting in registers.
+// The same value, of which the compiler knows nothing: what follows from it is computed anew at
+// each use, instead of waiting in registers.
 __device__ inline Index reread(Index x) {
   asm volatile("" : "+l"(x));
   return x;
 }
-__device__ inline std::uint32_t reread(std::uint32_t x) {
-  asm volatile("" : "+r"(x));
-  return x;
+__device__ inline int reread_thread() {
+  int thread = static_cast<int>(threadIdx.x);
+  asm volatile("" : "+r"(thread));
+  return thread;
 }
 
 // 2^x, to 2 ulp; 1 for 0, 0 for minus infinity.

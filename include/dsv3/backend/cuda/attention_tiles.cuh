@@ -1,5 +1,5 @@
-// What attention's kernels share: the list of tiles, how a tile lies in shared memory, and how warps
-// read it as operands.
+// What attention's kernels share: the list of tiles, how a tile lies in shared memory, and how
+// warps read it as operands.
 #pragma once
 
 #include <dsv3/backend/cuda/attention_ptx.cuh>
@@ -92,7 +92,7 @@ __device__ inline AttentionRows attention_rows(const View<const bf16, 3>& x, int
 }
 __device__ inline AttentionRows attention_key_rows(const AttentionTask& in, int row, int head) {
   return {&in.kv(row, head, 0), in.kv.strides[0], in.k_rope.data + row * in.k_rope.strides[0],
-          in.k_rope.strides[0], in.d_n(), in.d_qk()};
+          in.k_rope.strides[0], in.d_n(),         in.d_qk()};
 }
 
 // A tile in shared memory has rows of `width` elements, a multiple of 64, as chunks of 16 bytes.
@@ -109,7 +109,7 @@ __device__ inline void load_attention_tile(std::uint32_t tile, const AttentionRo
                                            int inside) {
   constexpr int step = threads / 8;
   static_assert(width % 64 == 0 && rows % step == 0 && step % 8 == 0);
-  const int thread = static_cast<int>(reread(static_cast<std::uint32_t>(threadIdx.x)));
+  const int thread = reread_thread();
   const int row = thread / 8, chunk = thread % 8;
   const std::uint32_t to = tile + attention_chunk(row, chunk, width);
 #pragma unroll
@@ -151,7 +151,7 @@ struct AttentionReader {
   std::uint32_t across, along;  // of this lane, for row 0 and chunk 0
 
   __device__ explicit AttentionReader(std::uint32_t tile) {
-    const int lane = static_cast<int>(reread(static_cast<std::uint32_t>(threadIdx.x))) % 32;
+    const int lane = reread_thread() % 32;
     across = tile + attention_chunk(lane % 16, lane / 16, width);
     along = tile + attention_chunk(lane % 8 + lane / 16 * 8, lane / 8 % 2, width);
   }
@@ -175,7 +175,8 @@ struct AttentionReader {
   }
 };
 
-// Two neighbouring 8 columns of a product as left operand of the next one, whose sum runs over them.
+// Two neighbouring 8 columns of a product as left operand of the next one, whose sum runs over
+// them.
 __device__ inline void as_left_operand(std::uint32_t (&a)[4], const float (&c0)[4],
                                        const float (&c1)[4]) {
   a[0] = pack_bf16(c0[0], c0[1]);
