@@ -36,7 +36,13 @@ inline std::string attention_sizes(const AttentionTask& in) {
          " heads of width " + std::to_string(in.d_qk()) + " and " + std::to_string(in.d_v());
 }
 
-// Both sums of units must fit an int.
+// After a launch.
+inline void check_attention_launch(const char* caller, const char* what, const AttentionTask& in) {
+  const cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess) check_cuda(error, caller, what, attention_sizes(in));
+}
+
+// Units and their numbers are of type int.
 inline AttentionTask attention_task(const char* caller, View<const bf16, 3> q,
                                     View<const bf16, 3> kv, View<const bf16, 2> k_rope,
                                     View<const std::int32_t, 1> begin,
@@ -57,9 +63,10 @@ inline AttentionTask attention_task(const char* caller, View<const bf16, 3> q,
 
 inline void launch_attention_map(Cuda& cuda, const char* caller, const AttentionTask& in,
                                  int rows) {
-  attention_map_kernel<<<1, attention_map_threads, attention_map_threads / 32 * sizeof(int),
-                         cuda.stream()>>>(in.begin, rows, in.map);
-  check_cuda(cudaGetLastError(), caller, "launch of the list of tiles", attention_sizes(in));
+  attention_map_kernel<attention_map_threads>
+      <<<1, attention_map_threads, attention_map_threads / 32 * sizeof(int), cuda.stream()>>>(
+          in.begin, rows, in.map);
+  check_attention_launch(caller, "launch of the list of tiles", in);
 }
 
 // As many blocks as run at a time, each of which takes units until none is left.
@@ -67,12 +74,11 @@ template <class... Parameters, class... Arguments>
 void launch_attention(Cuda& cuda, const char* caller, const char* what, const AttentionTask& in,
                       void (*kernel)(Parameters...), int threads, int bytes, int blocks,
                       const Arguments&... arguments) {
-  const std::string sizes = attention_sizes(in);
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-             caller, "cudaFuncSetAttribute", sizes);
+             caller, "cudaFuncSetAttribute");
   kernel<<<static_cast<unsigned>(blocks * cuda.multiprocessors()), static_cast<unsigned>(threads),
            static_cast<std::size_t>(bytes), cuda.stream()>>>(arguments...);
-  check_cuda(cudaGetLastError(), caller, what, sizes);
+  check_attention_launch(caller, what, in);
 }
 
 template <class Shape>
@@ -98,17 +104,17 @@ void attention_backward_as(Cuda& cuda, const AttentionBackwardTask& task, View<c
       static_cast<unsigned>(in.heads()));
   attention_delta_kernel<Shape::aligned>
       <<<blocks, attention_delta_threads, 0, cuda.stream()>>>(o, task.d_o, lse, task.numbers);
-  check_cuda(cudaGetLastError(), caller, "launch of delta", attention_sizes(in));
+  check_attention_launch(caller, "launch of delta", in);
   launch_attention(cuda, caller, "launch over keys", in, attention_keys_kernel<Shape>,
                    Shape::threads, Shape::bytes, 1, task, dkv, rope_sum);
   launch_attention(cuda, caller, "launch over queries", in, attention_queries_kernel<Shape>,
                    Shape::threads, Shape::bytes, 1, task, dq);
   const Index sums = tokens * dk_rope.extent(1);
   if (sums == 0) return;
-  attention_rope_sum_kernel<<<static_cast<unsigned>((sums + attention_rope_threads - 1) /
-                                                    attention_rope_threads),
-                              attention_rope_threads, 0, cuda.stream()>>>(rope_sum, dk_rope);
-  check_cuda(cudaGetLastError(), caller, "launch of the sum over heads", attention_sizes(in));
+  attention_rope_sum_kernel<attention_rope_threads>
+      <<<static_cast<unsigned>((sums + attention_rope_threads - 1) / attention_rope_threads),
+         attention_rope_threads, 0, cuda.stream()>>>(rope_sum, dk_rope);
+  check_attention_launch(caller, "launch of the sum over heads", in);
 }
 
 }  // namespace detail

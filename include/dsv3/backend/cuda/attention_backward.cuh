@@ -84,9 +84,10 @@ __global__ void __launch_bounds__(attention_delta_threads)
 
 // dk_rope: the sum over heads in ascending order.
 inline constexpr int attention_rope_threads = 256;
-__global__ void __launch_bounds__(attention_rope_threads)
+template <int threads>
+__global__ void __launch_bounds__(threads)
     attention_rope_sum_kernel(View<const float, 3> rope_sum, View<bf16, 2> dk_rope) {
-  const Index i = Index{blockIdx.x} * attention_rope_threads + threadIdx.x;
+  const Index i = Index{blockIdx.x} * threads + threadIdx.x;
   const Index width = dk_rope.extent(1), t = i / width, d = i % width;
   if (t >= dk_rope.extent(0)) return;
   float total = 0;

@@ -33,23 +33,24 @@ struct AttentionMap {
   __device__ int take(int kernel) const { return atomicAdd(words + next + kernel, 1); }
 };
 
-// Fills a map by one block.
+// Fills a map by one block. A template, as every kernel in a header: several files may include it.
 inline constexpr int attention_map_threads = 1024;
-__global__ void __launch_bounds__(attention_map_threads)
+template <int threads>
+__global__ void __launch_bounds__(threads)
     attention_map_kernel(View<const std::int32_t, 1> begin, int size, AttentionMap map) {
   extern __shared__ __align__(1024) unsigned char attention_memory[];
   int* counts = reinterpret_cast<int*>(attention_memory);  // of each warp
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int tokens = static_cast<int>(begin.extent(0));
   int found = 0;
-  for (int t0 = 0; t0 < tokens; t0 += attention_map_threads) {
+  for (int t0 = 0; t0 < tokens; t0 += threads) {
     const int t = t0 + thread;
     const bool starts = t < tokens && attention_tile_starts(t, begin(t), size);
     const unsigned starting = __ballot_sync(~0u, starts);
     if (lane == 0) counts[warp] = __popc(starting);
     __syncthreads();
     int place = found;
-    for (int w = 0; w < attention_map_threads / 32; ++w) {
+    for (int w = 0; w < threads / 32; ++w) {
       place += w < warp ? counts[w] : 0;
       found += counts[w];
     }
