@@ -11,5 +11,6 @@
 #ifdef __CUDACC__
 #include <dsv3/backend/cuda/latent_attention.cuh>
 #include <dsv3/backend/cuda/products.cuh>
+#include <dsv3/backend/cuda/sort.cuh>
 #include <dsv3/backend/cuda/team.cuh>
 #endif

@@ -240,7 +240,7 @@ class Model {
     check_shape(caller, "report", report, 2 + config().num_nextn_predict_layers,
                 "losses and MTP depths");
     differentiate(
-        caller, batch, scale, grads, load, recompute, NoObserver{}, [&](const Pass& pass) {
+        caller, batch, scale, grads, load, recompute, NoObserver{}, report, [&](const Pass& pass) {
           for_each_row(*backend_, 1, detail::AddLossesRow<A>{pass.loss, pass.balance, report});
         });
   }

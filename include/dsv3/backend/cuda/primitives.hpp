@@ -13,8 +13,8 @@ namespace dsv3 {
 template <class Body>
 [[gnu::noinline]] void for_each_row(Cuda& cuda, Index rows, Body body);
 
-/// Primitive. As sort_by_expert of the CPU backends; a value outside [0, E) is reported by the next
-/// wait, and no slot beyond the last is written.
+/// Primitive. As sort_by_expert of the CPU backends, except that a value outside [0, E) is reported
+/// by the next wait, as std::invalid_argument; until then it counts as expert 0.
 template <class Unused = void>
 [[gnu::noinline]] void sort_by_expert(Cuda& cuda, View<const std::int32_t, 2> topk_idx,
                                       View<Index, 1> offsets, View<std::int32_t, 1> pair_of_slot,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <dsv3/backend/cuda/block_sort.hpp>
+#include <dsv3/backend/cuda/primitives.hpp>
 #include <dsv3/backend/cuda/team.cuh>
 
 namespace dsv3 {
@@ -29,12 +30,9 @@ __global__ void __launch_bounds__(Sort::threads)
 
 }  // namespace detail
 
-/// Primitive. The same contract as sort_by_expert(HostMemory&, ...), except that a value outside
-/// [0, E) is reported by the next wait, as std::invalid_argument; until then it counts as expert 0.
-/// Errors   std::invalid_argument when extents disagree, before anything is written;
-///          std::runtime_error where a launch fails.
-inline void sort_by_expert(Cuda& cuda, View<const std::int32_t, 2> topk_idx, View<Index, 1> offsets,
-                           View<std::int32_t, 1> pair_of_slot, View<std::int32_t, 2> slot_of_pair) {
+template <class Unused>
+void sort_by_expert(Cuda& cuda, View<const std::int32_t, 2> topk_idx, View<Index, 1> offsets,
+                    View<std::int32_t, 1> pair_of_slot, View<std::int32_t, 2> slot_of_pair) {
   const detail::ExpertSort sort(topk_idx, offsets, pair_of_slot, slot_of_pair, cuda.workspace(),
                                 Cuda::workspace_bytes);
   if (sort.pairs == 0) {
