@@ -95,8 +95,8 @@ inline double tick_step(double range, int least) {
   return power;
 }
 
-/// Where the legend of a plot writes each curve's name: right to left beside the title, in as many
-/// lines as that takes.
+/// Where the legend of a plot writes each curve's name: right to left beside the title, or, where
+/// the plot is narrow, left to right below it; in as many lines as that takes.
 struct Legend {
   struct Entry {
     const Curve* curve;
@@ -106,12 +106,30 @@ struct Legend {
   std::vector<Entry> entries;
   int lines = 1;
 
-  Legend(const std::string& title, const std::vector<Curve>& curves, double right) {
+  static double width_of(const Curve& c) {
+    if (c.faint || c.name.empty() || c.points.empty()) return 0;
+    const auto wide = std::count(c.name.begin(), c.name.end(), 'm');
+    return 6.6 * static_cast<double>(c.name.size()) + 4 * double(wide) + 30;
+  }
+
+  Legend(const std::string& title, const std::vector<Curve>& curves, double right, bool below) {
     double at = right, least = 12 + 8.5 * static_cast<double>(title.size());
+    if (below) {
+      for (const Curve& c : curves) {
+        const double width = width_of(c);
+        if (width == 0) continue;
+        if (lines == 1 || at + width > right) {
+          at = 4;
+          ++lines;
+        }
+        entries.push_back({&c, at, lines - 1});
+        at += width;
+      }
+      return;
+    }
     for (auto c = curves.rbegin(); c != curves.rend(); ++c) {
-      if (c->faint || c->name.empty() || c->points.empty()) continue;
-      const auto wide = std::count(c->name.begin(), c->name.end(), 'm');
-      const double width = 6.6 * static_cast<double>(c->name.size()) + 4 * double(wide) + 30;
+      const double width = width_of(*c);
+      if (width == 0) continue;
       if (at - width < least && at < right) {
         at = right;
         ++lines;
@@ -126,7 +144,7 @@ struct Legend {
 inline void plot(std::ostream& out, const std::string& title, const std::string& x_label,
                  const std::string& y_label, std::vector<Curve> curves,
                  const std::vector<Level>& levels, double width, double height,
-                 bool from_zero = false) {
+                 bool from_zero = false, bool legend_below = false) {
   double x0 = 0, x1 = 1, y0 = from_zero ? 0 : INFINITY, y1 = -INFINITY;
   for (Curve& c : curves) {
     c.points = thinned(c.points, 500);
@@ -139,7 +157,7 @@ inline void plot(std::ostream& out, const std::string& title, const std::string&
   }
   for (const Level& l : levels) y0 = std::min(y0, l.y), y1 = std::max(y1, l.y);
   const double left = 58, right = 16, bottom = 40;
-  const Legend legend(title, curves, width - right);
+  const Legend legend(title, curves, width - right, legend_below);
   const double top = 46 + 17 * (legend.lines - 1);
   out << "<figure><svg viewBox=\"0 0 " << width << ' ' << height << "\" role=\"img\" aria-label=\""
       << escaped(title) << "\">\n<text class=\"title\" x=\"4\" y=\"18\">" << escaped(title)
@@ -173,7 +191,7 @@ inline void plot(std::ostream& out, const std::string& title, const std::string&
   out << "<path class=\"axis\" d=\"M" << left << ' ' << height - bottom << 'H' << width - right
       << "\"/><text class=\"label\" text-anchor=\"end\" x=\"" << width - right << "\" y=\""
       << height - 6 << "\">" << escaped(x_label) << "</text><text class=\"label\" x=\"4\" y=\""
-      << 36 << "\">" << escaped(y_label) << "</text>\n";
+      << (legend_below ? top - 10 : 36) << "\">" << escaped(y_label) << "</text>\n";
   for (const Level& l : levels)
     out << "<path class=\"level\" d=\"M" << left << ' ' << decimal(py(l.y), 1) << 'H'
         << width - right << "\"/><text class=\"level-name\" text-anchor=\"end\" x=\""

@@ -52,15 +52,18 @@ inline DomainText parse_domain(const std::string& text) {
 }
 
 /// Rows of bytes of every domain. Training rows come from one domain after the other, so that all
-/// have the same share, whatever their size.
+/// have the same share, whatever their size. Text is held out in rows of pieces * row_length, of
+/// which each row here is one part: lengths with the same product hold out the same text.
 class Domains {
  public:
   static constexpr Index held_out_rows = 12;  ///< of each domain, evenly spaced
 
   /// Errors   std::invalid_argument where there are fewer than two domains, a domain has no text,
   ///          or too little of it.
-  Domains(const std::vector<DomainText>& texts, Index row_length, std::uint64_t seed)
-      : row_length_(row_length) {
+  Domains(const std::vector<DomainText>& texts, Index row_length, std::uint64_t seed,
+          Index pieces = 1)
+      : row_length_(row_length), pieces_(pieces) {
+    const Index whole = row_length * pieces;
     if (texts.size() < 2)
       throw std::invalid_argument("experiment: domains (" + std::to_string(texts.size()) +
                                   ") must be at least 2: give --text NAME=PATH for each");
@@ -70,13 +73,13 @@ class Domains {
                                     "' has no text on this machine: give --text NAME=PATH");
       names_.push_back(text.name);
       data_.push_back(std::make_unique<dsv3::TextData>(
-          text.paths, dsv3::TextOptions{.row_length = row_length, .held_out = 0.05, .seed = seed}));
+          text.paths, dsv3::TextOptions{.row_length = whole, .held_out = 0.05, .seed = seed}));
       const Index rows = data_.back()->held_out_rows();
       if (rows < held_out_rows)
         throw std::invalid_argument("experiment: domain '" + text.name + "': held-out rows of " +
-                                    std::to_string(row_length) + " tokens (" +
-                                    std::to_string(rows) + ") must be at least " +
-                                    std::to_string(held_out_rows) + ": it has too little text");
+                                    std::to_string(whole) + " tokens (" + std::to_string(rows) +
+                                    ") must be at least " + std::to_string(held_out_rows) +
+                                    ": it has too little text");
     }
   }
 
@@ -88,8 +91,10 @@ class Domains {
   /// Fills rows [B, row_length + 1] with numbers position ... position + B - 1 of the order.
   void training_batch(Index position, View<std::int32_t, 2> rows) const {
     for (Index b = 0; b < rows.extent(0); ++b) {
-      const Index at = position + b;
-      data_[static_cast<std::size_t>(at % size())]->training_batch(at / size(), rows.rows(b, 1));
+      const Index at = position + b, index = at / size();
+      take(rows[b], index, [&](View<std::int32_t, 2> whole) {
+        data_[static_cast<std::size_t>(at % size())]->training_batch(index, whole);
+      });
     }
   }
 
@@ -97,11 +102,20 @@ class Domains {
   void held_out_batch(Index domain, View<std::int32_t, 2> rows) const {
     const dsv3::TextData& data = *data_[static_cast<std::size_t>(domain)];
     for (Index i = 0; i < held_out_rows; ++i)
-      data.held_out_batch(i * data.held_out_rows() / held_out_rows, rows.rows(i, 1));
+      take(rows[i], i, [&](View<std::int32_t, 2> whole) {
+        data.held_out_batch(i * data.held_out_rows() / held_out_rows, whole);
+      });
   }
 
  private:
-  Index row_length_;
+  // Part `index` (of as many as there are, over and over) of the row that read(row) fills.
+  void take(View<std::int32_t, 1> row, Index index, auto&& read) const {
+    std::vector<std::int32_t> whole(static_cast<std::size_t>(row_length_ * pieces_ + 1));
+    read({whole.data(), {1, row_length_ * pieces_ + 1}});
+    std::copy_n(whole.begin() + index % pieces_ * row_length_, row_length_ + 1, row.data);
+  }
+
+  Index row_length_, pieces_;
   std::vector<std::string> names_;
   std::vector<std::unique_ptr<dsv3::TextData>> data_;
 };

@@ -72,7 +72,7 @@ inline std::string differences(const Recipe& from, const Recipe& to) {
   for (const auto& [name, value] : b.items())
     add(name, a.contains(name) ? a[name].dump() : "-", value.dump());
   add("bias_gamma", example::number(from.bias_gamma), example::number(to.bias_gamma));
-  add("sequence_alpha", example::number(from.sequence_alpha), example::number(to.sequence_alpha));
+  add("balance_alpha", example::number(from.balance_alpha), example::number(to.balance_alpha));
   add("batch", std::to_string(from.batch), std::to_string(to.batch));
   add("length", std::to_string(from.length), std::to_string(to.length));
   return text.empty() ? "the reference" : text;
@@ -119,7 +119,9 @@ inline nlohmann::ordered_json to_json(const std::vector<Variant>& variants) {
                          {"max_violation", e.max_violation},
                          {"domain_loss", e.domain_loss},
                          {"load", e.load},
-                         {"nodes", e.nodes}});
+                         {"nodes", e.copies.nodes},
+                         {"between", e.copies.between},
+                         {"inside", e.copies.inside}});
       runs.push_back({{"loss", run.loss}, {"evaluations", looks}});
     }
     all.push_back({{"name", v.name},

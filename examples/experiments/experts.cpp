@@ -43,7 +43,7 @@ void experts(const Options& o, const std::vector<DomainText>& texts, Section& se
     curves.push_back(curve_of(v, static_cast<int>(i), [](const Evaluation& e) { return e.loss; }));
   }
   section.table({"experts", "width of each", "activated parameters", "parameters",
-                 "held-out loss (range)", "MaxVio (range)"},
+                 "held-out loss, nats (range)", "MaxVio (range)"},
                 rows);
   section.plot("Held-out loss", "step", "nats a token, mean over seeds", curves);
   section.json()["variants"] = to_json(variants);

@@ -58,11 +58,7 @@ double retrieved(Decoder& decoder, std::vector<std::int32_t> text, Index depth,
 inline Long measure(Trained& t, const dsv3::ModelConfig& config, const Domains& rows) {
   using P = dsv3::Bf16;
   dsv3::Model<P, dsv3::Cpu> copy(t.model.backend(), config);
-  dsv3::for_each_tensor<P>([](const std::string&, const auto& from,
-                              const auto& to) { std::copy_n(from.data, from.size(), to.data); },
-                           t.model.masters(), copy.masters());
-  std::copy_n(t.model.bias().data, t.model.bias().size(), copy.bias().data);
-  copy.refresh_operands();
+  copy_weights(t.model, copy);
   dsv3::InferenceModel<P, dsv3::Cpu> model(t.model.backend(), config);
   model.take_operands(copy);
   dsv3::LatentCache<dsv3::Cpu, dsv3::bf16> cache(model.backend(), config,

@@ -64,7 +64,7 @@ void mtp(const Options& o, const std::vector<DomainText>& texts, Section& sectio
     for (std::size_t d = 0; i && d < texts.size(); ++d)
       acceptance.push_back({v.name, texts[d].name, Spread::of(generated[i].stood[d]).text(2)});
   }
-  section.table({"predicts", "changed", "main head's held-out loss (range)",
+  section.table({"predicts", "changed", "main head's held-out loss, nats (range)",
                  "tokens/s, one a pass (range)", "tokens/s with drafts (range)", "times"},
                 rows);
   section.table({"predicts", "domain", "share of first drafts that stood (range)"}, acceptance);

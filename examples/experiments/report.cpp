@@ -3,6 +3,32 @@
 
 #include "section.hpp"
 
+namespace {
+
+// Figures side by side, and all else over the whole width; one column where the page is narrow.
+constexpr const char* style = R"(
+article{margin:0 0 44px;display:grid;grid-template-columns:minmax(0,1fr);gap:12px}
+article h2{font-size:20px;margin:26px 0 0}article p{margin:0}figure{margin:0}
+article h2,article p,.scroll{grid-column:1/-1}p b{color:var(--text)}
+figcaption{font-size:13px;color:var(--dim);margin-top:4px}
+svg{max-width:560px;margin:auto}rect{stroke:var(--line)}
+.scroll{overflow-x:auto}td{overflow-wrap:normal}.grid td:first-child{white-space:normal}
+.grid td,.grid th,.grid td:last-child{padding:4px 14px 4px 0;text-align:left}
+.grid th{vertical-align:bottom;font-weight:600}
+nav a{margin-right:14px;color:var(--c0);display:inline-block;padding:3px 0}
+@media(min-width:620px){article{grid-template-columns:repeat(2,minmax(0,1fr))}}
+@media(max-width:619px){body{padding:14px 10px 40px}figure{padding:7px}
+.grid td,.grid th{min-width:76px}.grid td:nth-child(2){min-width:120px}
+.grid td:first-child,.grid th:first-child{position:sticky;left:0;background:var(--card)}}
+@media print{:root{--page:#fff}body{padding:0;font-size:12.5px}table,figcaption{font-size:11px}
+nav{display:none}.grid td,.grid th,.grid td:last-child{padding-right:7px}
+figure,tr{break-inside:avoid}.scroll{overflow:visible;break-inside:auto}
+h2,h2+p,.grid tr:first-child{break-after:avoid}}
+@page{size:A4;margin:14mm}
+)";
+
+}  // namespace
+
 int main(int argc, char** argv) {
   if (argc < 3) {
     std::fprintf(stderr, "usage: report FOLDER NAME ...\n");
@@ -16,11 +42,7 @@ int main(int argc, char** argv) {
         "DeepSeek-V3's claims as experiments: each changes one thing, from several seeds. Every "
         "number comes from this run. " +
             example::processor(),
-        "article{margin:0 0 44px}article h2{font-size:20px;margin:26px 0 6px}article p{margin:8px "
-        "0}.scroll{overflow-x:auto}.grid td:last-child{text-align:left}.grid td,.grid "
-        "th{padding:4px 12px 4px 0;text-align:left;border-top:1px solid var(--line)}.grid "
-        "td:first-child{white-space:normal}nav a{margin-right:14px}@media print{article{break-"
-        "inside:avoid}}");
+        style);
     page << "<nav>";
     for (int i = 2; i < argc; ++i) page << "<a href=\"#" << argv[i] << "\">" << argv[i] << "</a>";
     page << "</nav>\n";

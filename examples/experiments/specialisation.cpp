@@ -5,10 +5,10 @@ using namespace experiment;
 
 namespace {
 
-constexpr Recipe with(double bias_gamma, double sequence_alpha) {
+constexpr Recipe with(double bias_gamma, double balance_alpha) {
   Recipe r;
   r.bias_gamma = bias_gamma;
-  r.sequence_alpha = sequence_alpha;
+  r.balance_alpha = balance_alpha;
   return r;
 }
 
@@ -62,11 +62,11 @@ void specialisation(const Options& o, const std::vector<DomainText>& texts, Sect
       loads.push_back(relative_load(v.runs.front().last(), d, experts));
     }
     section.heat_map("Relative load of experts, " + v.name,
-                     "one cell an expert, layer after layer; 1 is an even share; the first seed",
-                     names, loads);
+                     "One cell an expert, layer after layer; the first seed.",
+                     {"unused", "even share", "twice or more"}, names, loads);
   }
-  section.table({"variant", "changed", "spread over domains (range)", "held-out loss (range)"},
-                rows);
+  section.table(
+      {"variant", "changed", "spread over domains (range)", "held-out loss, nats (range)"}, rows);
   section.json()["variants"] = to_json(variants);
   section.json()["spread"] = {spreads[0].mean, spreads[1].mean};
   const bool apart = spreads[0].least > spreads[1].most || spreads[1].least > spreads[0].most;

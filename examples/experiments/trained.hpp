@@ -22,4 +22,14 @@ struct Trained {
   }
 };
 
+/// Gives a model the weights and gate biases of another of the same shapes.
+inline void copy_weights(const dsv3::Model<dsv3::Bf16, dsv3::Cpu>& from,
+                         dsv3::Model<dsv3::Bf16, dsv3::Cpu>& to) {
+  dsv3::for_each_tensor<dsv3::Bf16>([](const std::string&, const auto& a,
+                                       const auto& b) { std::copy_n(a.data, a.size(), b.data); },
+                                    from.masters(), to.masters());
+  std::copy_n(from.bias().data, from.bias().size(), to.bias().data);
+  to.refresh_operands();
+}
+
 }  // namespace experiment

@@ -28,16 +28,6 @@ double max_violation(const std::vector<std::vector<Index>>& load, Index experts)
   return total / static_cast<double>(layers);
 }
 
-// Adds to counts[n] the rows of chosen experts [T, K] that lie on n nodes of `each` experts.
-void count_nodes(const std::int32_t* chosen, Index rows, Index k, Index each,
-                 std::vector<Index>& counts) {
-  for (Index t = 0; t < rows; ++t) {
-    std::vector<bool> used(counts.size() - 1);
-    for (Index i = 0; i < k; ++i) used[static_cast<std::size_t>(chosen[t * k + i] / each)] = true;
-    ++counts[static_cast<std::size_t>(std::count(used.begin(), used.end(), true))];
-  }
-}
-
 Evaluation evaluate(dsv3::Trainer<Model>& trainer, const Domains& domains, bool last) {
   const dsv3::ModelConfig& c = trainer.model().config();
   Evaluation e;
@@ -51,13 +41,16 @@ Evaluation evaluate(dsv3::Trainer<Model>& trainer, const Domains& domains, bool 
     e.domain_loss.push_back(report.loss);
     e.load.push_back(report.load);
     if (last) {
-      e.nodes.resize(static_cast<std::size_t>(c.groups() + 1));
+      const auto nodes = static_cast<std::size_t>(c.groups());
+      e.copies.nodes.resize(nodes + 1);
+      e.copies.between.resize(nodes);
+      e.copies.inside.resize(nodes);
       trainer.model().losses(
           dsv3::next_token_batch(rows), [&](const std::string& what, Index, auto view) {
             if constexpr (std::is_same_v<decltype(view), View<const std::int32_t, 2>>)
               if (what == "topk_idx")
-                count_nodes(view.data, view.extent(0), view.extent(1),
-                            c.n_routed_experts / c.groups(), e.nodes);
+                e.copies.add(view, c.n_routed_experts, d * Domains::held_out_rows,
+                             domains.row_length());
           });
     }
     e.loss += report.loss / static_cast<double>(domains.size());
@@ -70,15 +63,17 @@ Evaluation evaluate(dsv3::Trainer<Model>& trainer, const Domains& domains, bool 
 
 Run train(const Recipe& recipe, const std::vector<DomainText>& texts, Index steps, Index looks,
           std::uint64_t seed, int threads, const std::function<void(Index step)>& progress,
-          const std::function<void(Trained&)>& after) {
-  const Domains domains(texts, recipe.length, seed);
+          const std::function<void(Trained&)>& after, const Trained* from) {
+  const Domains domains(texts, recipe.length, seed, recipe.pieces);
   dsv3::Cpu backend(threads);
   Model model(backend, recipe.config, {.seed = seed, .init_std = 0.03});
+  if (from) copy_weights(from->model, model);
   dsv3::TrainOptions options;
   options.schedule =
       dsv3::Schedule{}.scaled(steps * recipe.batch * recipe.length, recipe.peak_lr, steps / 20 + 1);
+  if (recipe.constant_lr) options.schedule = options.schedule->constant_lr(recipe.peak_lr);
   options.schedule->bias_gamma_first = recipe.bias_gamma;
-  options.balance_alpha = recipe.sequence_alpha;
+  options.balance_alpha = recipe.balance_alpha;
   dsv3::Trainer trainer(model, options);
   std::vector<std::int32_t> storage(static_cast<std::size_t>(recipe.batch * (recipe.length + 1)));
   const View<std::int32_t, 2> rows(storage.data(), {recipe.batch, recipe.length + 1});

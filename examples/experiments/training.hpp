@@ -4,6 +4,7 @@
 #include <dsv3/config.hpp>
 #include <functional>
 
+#include "copies.hpp"
 #include "domains.hpp"
 
 namespace experiment {
@@ -34,10 +35,12 @@ inline constexpr dsv3::ModelConfig base = [] {
 /// Everything that a run depends on, beside the text.
 struct Recipe {
   dsv3::ModelConfig config = base;
-  double bias_gamma = 1e-2;      ///< V3: 1e-3 over a million times as many steps
-  double sequence_alpha = 1e-4;  ///< of the sequence-wise balance loss
+  double bias_gamma = 1e-2;     ///< V3: 1e-3 over a million times as many steps
+  double balance_alpha = 1e-4;  ///< of the balance loss, sequence-wise where config.seq_aux
   Index batch = 16, length = 128;
+  Index pieces = 1;  ///< each row is one of so many parts of a longer one; held-out rows too
   double peak_lr = 3e-3;
+  bool constant_lr = false;  ///< no warm-up and no decay, as V3 extends its context
 };
 
 /// What held-out text says of a model.
@@ -47,9 +50,7 @@ struct Evaluation {
   double max_violation = 0;              ///< MaxVio, over all domains, mean over layers
   std::vector<double> domain_loss;       ///< [domains]
   std::vector<std::vector<Index>> load;  ///< [domains][MoE layers * E] tokens of each expert
-  /// How often a token's experts lie on 0, 1, ... n_group nodes, one for each group of experts;
-  /// over all MoE layers. Only after the last step.
-  std::vector<Index> nodes;
+  Copies copies;  ///< over all MoE layers, each group of experts a node; after the last step
 };
 
 struct Run {
@@ -63,10 +64,11 @@ struct Run {
 /// A trained model and its text: trained.hpp says what it is made of.
 struct Trained;
 
-/// Trains a new model and evaluates it `looks` times, evenly spaced. Bits depend on recipe, text,
-/// steps and seed, not on threads. `after` sees the trained model.
+/// Trains a new model, or one that starts with the weights of `from`, and evaluates it `looks`
+/// times, evenly spaced. Bits depend on recipe, text, steps and seed, not on threads. `after` sees
+/// the trained model.
 Run train(const Recipe& recipe, const std::vector<DomainText>& texts, Index steps, Index looks,
           std::uint64_t seed, int threads, const std::function<void(Index step)>& progress,
-          const std::function<void(Trained&)>& after = {});
+          const std::function<void(Trained&)>& after = {}, const Trained* from = nullptr);
 
 }  // namespace experiment

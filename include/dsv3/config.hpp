@@ -61,6 +61,7 @@ struct ModelConfig {
   ScoringFunc scoring_func = ScoringFunc::sigmoid;
   bool norm_topk_prob = true;
   double routed_scaling_factor = 2.5;
+  bool seq_aux = true;  ///< the balance loss averages over each sequence; false: the whole batch
   double rms_norm_eps = 1e-6;
   double rope_theta = 10000;
   RopeScaling rope_scaling = {};

@@ -50,10 +50,14 @@ is() {  # is FILE EXPRESSION VALUE
   [ "$value" = "$3" ] || fail "$1: $2 is $value, not $3"
 }
 "$DSV3_EXPERIMENTS/balance" "${texts[@]}" --scale 0.01 --seeds 2 --out run3 > log3 || fail "two seeds"
-is run1/balance.json 'len(j["variants"])' 6
-is run3/balance.json '[len(v["runs"]) for v in j["variants"]]' '[2, 2, 2, 2, 2, 2]'
+is run1/balance.json 'len(j["variants"])' 8
+is run3/balance.json '[len(v["runs"]) for v in j["variants"]]' '[2, 2, 2, 2, 2, 2, 2, 2]'
 is run1/balance.json 'j["variants"][0]["differs"]' 'the reference'
-is run1/balance.json 'j["variants"][3]["differs"]' 'bias_gamma 0.01 -> 0, sequence_alpha 0.0001 -> 0'
+is run1/balance.json 'j["variants"][3]["differs"]' 'bias_gamma 0.01 -> 0, balance_alpha 0.0001 -> 0'
+# The loss over the batch is chosen, and is another one than that over each sequence.
+is run1/balance.json 'j["variants"][2]["differs"]' \
+  'seq_aux true -> false, bias_gamma 0.01 -> 0, balance_alpha 0.0001 -> 0.03'
+is run1/balance.json 'j["variants"][2]["runs"] != j["variants"][1]["runs"]' True
 is run3/balance.json 'j["variants"][0]["runs"][0] == j["variants"][0]["runs"][1]' False
 # 12 rows of 128 tokens, 4 experts each, 3 layers: every domain counts them all.
 is run1/balance.json '{sum(l) for l in j["variants"][0]["runs"][0]["evaluations"][-1]["load"]}' '{18432}'
@@ -62,14 +66,21 @@ for limit in 1 2 3; do
   is run1/node_limit.json "sum(j['variants'][4 - $limit]['runs'][0]['evaluations'][-1]['nodes'][$limit + 1:])" 0
 done
 is run1/node_limit.json '{sum(v["runs"][0]["evaluations"][-1]["nodes"]) for v in j["variants"]}' '{18432}'
+# Copies between nodes: none to a token's own node, so fewer than its nodes; inside: at most one an
+# expert. A limit of one node leaves at most one copy between.
+is run1/node_limit.json 'all(sum(e["between"]) < sum(n * c for n, c in enumerate(e["nodes"])) and
+  0 < sum(e["inside"]) < 4 * sum(e["nodes"]) for v in j["variants"]
+  for e in [v["runs"][0]["evaluations"][-1]])' True
+is run1/node_limit.json 'sum(j["variants"][0]["runs"][0]["evaluations"][-1]["between"]) >
+  sum(j["variants"][3]["runs"][0]["evaluations"][-1]["between"])' True
 is run1/kv_cache.json 'j["planned"][0]["latent"]' 70272
 is run1/mtp.json 'all(0 <= s <= 1 for v in j["stood"] for d in v for s in d)' True
 is run1/fp8.json '[v["name"] for v in j["study"]["variants"]]' \
   "['bf16', 'fp8', 'per_tensor', 'gradient_blocks', 'hopper_none', 'fp32']"
-is run1/context.json '[[len(r["loss"]), len(r["found"]), len(r["found"][0])] for r in j["with YaRN"]]' \
+is run1/context.json '[[len(r["loss"]), len(r["found"]), len(r["found"][0])] for r in j["YaRN, trained on"]]' \
   '[[16, 4, 5]]'
-# The same text under other angles.
-is run1/context.json 'j["with YaRN"] != j["without YaRN"]' True
+# The same text under other angles, before and after going on with longer rows.
+is run1/context.json 'len({str(j[w]) for w in ["as it is", "YaRN", "trained on", "YaRN, trained on"]})' 4
 is run1/cost.json 'round(j["models"][0]["hours_per_trillion"] / 1e3)' 181
 
 # refused MESSAGE COMMAND...: exit code 2, that message, and nothing written.

@@ -99,7 +99,8 @@ void check_sizes() {
     for (const Index n : {1, 33, 129, 300})
       for (const Index k : {1, 7, 33, 64, 129, 300}) {
         const Groups right = p == Product::tn ? Groups{1, 128} : Groups{128, 128};
-        failed += !check<p, CA, CB, TC>(m, n, k, {1, 128}, right, number++);
+        failed += !check<p, CA, CB, TC>(m, n, k, {1, 128}, right, number + number / 6);
+        ++number;
         REQUIRE(failed < 3);
       }
   for (const Groups left : {Groups{1, 32}, {1, 64}, {1, 256}, {0, 0}, {128, 128}, {1, 40}, {1, 96}})

@@ -50,7 +50,7 @@ void check_tiles() {
     for (const Index n : sizes)
       for (const Index k : sizes) {
         Random random(static_cast<std::uint32_t>(++number));
-        const bool add = number % 3 == 0, whole = number % 2;
+        const bool add = number % 3 == 0, whole = (number + number / 6) % 2;  // of every k both
         const Index entries = number % 5 == 0 ? 2 : 1;
         const auto gaps = [&](Index i) {
           return whole ? aligned_gaps(number + i) : ragged_gaps(number + i);

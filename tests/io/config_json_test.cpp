@@ -117,7 +117,7 @@ TEST_CASE("Absent keys mean what the model_type means by it") {
          {"topk_method", "scoring_func", "norm_topk_prob", "routed_scaling_factor", "rms_norm_eps",
           "rope_theta", "rope_scaling", "max_position_embeddings", "num_key_value_heads",
           "moe_layer_freq", "num_nextn_predict_layers", "bos_token_id", "eos_token_id",
-          "hidden_act", "attention_bias", "attention_dropout", "tie_word_embeddings"})
+          "hidden_act", "seq_aux", "attention_bias", "attention_dropout", "tie_word_embeddings"})
       json.erase(key);
     return config_from_json(json.dump(), "x");
   };
@@ -147,6 +147,13 @@ TEST_CASE("Null stands for no query latent, no shared experts, no tokens, no gro
   const ModelConfig no_end = config_from_json(changed(lite, "eos_token_id", nullptr), "x");
   CHECK(no_end.eos_token_id == -1);
   CHECK(config_from_json(config_to_json(no_end), "x") == no_end);
+}
+
+TEST_CASE("seq_aux is kept") {
+  ModelConfig c = presets::deepseek_v3;
+  CHECK(c.seq_aux);
+  c.seq_aux = false;
+  CHECK(config_from_json(config_to_json(c), "x") == c);
 }
 
 TEST_CASE("YaRN without mscale is told from YaRN with it") {

@@ -84,6 +84,15 @@ TEST_CASE_TEMPLATE("The gradients of a whole model agree with central difference
     text.labels[3] = text.labels[11] = -100;
     check_model<Backend>(config, text);
   }
+  SUBCASE("balance loss over the batch, D = 2, packed documents, padding, recomputed") {
+    config.num_nextn_predict_layers = 2;
+    config.seq_aux = false;
+    text = Text(2, 9, config.vocab_size);
+    text.cu = {0, 4, 5, 7, 9, 15, 18};
+    text.mask.assign(18, 1);
+    for (const std::size_t i : {2u, 8u, 16u, 17u}) text.mask[i] = 0;
+    check_model<Backend>(config, text, true);
+  }
   SUBCASE("DeepSeek-V2's gate, no query latent, YaRN, two shared experts") {
     config.scoring_func = ScoringFunc::softmax;
     config.topk_method = TopkMethod::group_limited_greedy;

@@ -185,6 +185,39 @@ TEST_CASE("Moe's balance loss is sum f P per sequence; uniform routing gives alp
   CHECK(d.saved.balance(0) == doctest::Approx(expected).epsilon(1e-14));
 }
 
+TEST_CASE("Moe's balance loss without seq_aux is that of all tokens as one sequence") {
+  EigenCpu backend;
+  ModelConfig config = moe_config();
+  config.seq_aux = false;
+  Case<Fp64> batch(config, {4, 0, 3}), one(moe_config(), {7});
+  batch.balance_scale = 1.0 / 3;  // three sequences, one of them empty: together they weigh 1
+  one.balance_scale = 1;
+  batch.forward(backend);
+  one.forward(backend);
+  CHECK(batch.saved.frequency.extent(0) == 1);
+  for (Index e = 0; e < 6; ++e) CHECK(batch.saved.frequency(0, e) == one.saved.frequency(0, e));
+  CHECK(batch.saved.balance(0) == doctest::Approx(one.saved.balance(0)).epsilon(1e-15));
+  batch.backward(backend, 0.7);
+  one.backward(backend, 0.7);
+  CHECK(distance(batch.grads.gate.flat(), one.grads.gate.flat()) < 1e-14);
+
+  // Two sequences that use experts unlike each other, but evenly between them: the loss of the
+  // batch is the least there is, 1; that of the sequences is not.
+  for (const bool seq_aux : {false, true}) {
+    config.seq_aux = seq_aux;
+    config.num_experts_per_tok = 3;
+    Case<Fp64> c(config, {2, 2});
+    fill(c.params.gate, 0, 0);
+    for (Index e = 0; e < 6; ++e) c.params.gate(e, 0) = e < 3 ? 2 : -2;
+    for (Index t = 0; t < 4; ++t) c.x(t, 0) = t < 2 ? 1 : -1;
+    c.balance_scale = 0.5;
+    c.forward(backend);
+    // Scores s(2) and s(-2) = 1 - s(2): P of the three used is s(2) / 3, and f is 2.
+    const double expected = seq_aux ? 2 / (1 + std::exp(-2.0)) : 1;
+    CHECK(c.saved.balance(0) == doctest::Approx(expected).epsilon(1e-14));
+  }
+}
+
 TEST_CASE_TEMPLATE("Moe::backward agrees with central differences", Backend, EigenCpu, Cpu) {
   Backend backend;
   ModelConfig config = moe_config();
@@ -204,6 +237,11 @@ TEST_CASE_TEMPLATE("Moe::backward agrees with central differences", Backend, Eig
     config.topk_method = TopkMethod::greedy;
   }
   SUBCASE("softmax with a bias") { config.scoring_func = ScoringFunc::softmax; }
+  SUBCASE("sigmoid, balance loss over the batch") { config.seq_aux = false; }
+  SUBCASE("softmax, balance loss over the batch") {
+    config.scoring_func = ScoringFunc::softmax;
+    config.seq_aux = false;
+  }
   SUBCASE("K = 1, sigmoid, not normalised") {
     config.num_experts_per_tok = 1;
     config.norm_topk_prob = false;

@@ -1,6 +1,6 @@
 // What transformers_check.py compares with: writes random checkpoint folders, and prints logits.
 //   write_checkpoint write FOLDER bf16|fp8 LAYERS [--mtp]     a small model with random weights
-//   write_checkpoint logits FOLDER OUT TOKEN...               FP32 logits [tokens, vocab] as floats
+//   write_checkpoint logits FOLDER OUT fp32|fp64 TOKEN...     [tokens, vocab], floats or doubles
 #include <dsv3/io/checkpoint.hpp>
 #include <dsv3/model.hpp>
 #include <fstream>
@@ -46,16 +46,17 @@ int write(const std::string& folder, const std::string& dtype, Index layers, boo
   return 0;
 }
 
+template <class Policy>
 int logits(const std::string& folder, const std::string& out, std::vector<std::int32_t> tokens) {
   Cpu backend;
-  Model<Fp32, Cpu> model(backend, load_config(folder + "/config.json"));
+  Model<Policy, Cpu> model(backend, load_config(folder + "/config.json"));
   load_weights(model, folder);
   Batch batch{};
   batch.tokens = {tokens.data(), {1, static_cast<Index>(tokens.size())}};
   const auto values = model.logits(batch);
   std::ofstream(out, std::ios::binary)
       .write(static_cast<const char*>(static_cast<const void*>(values.data())),
-             static_cast<std::streamsize>(values.size() * sizeof(float)));
+             static_cast<std::streamsize>(values.size() * sizeof(values[0])));
   return 0;
 }
 
@@ -65,13 +66,14 @@ int main(int argc, char** argv) try {
   const std::vector<std::string> words(argv + 1, argv + argc);
   if (words.size() >= 4 && words[0] == "write")
     return write(words[1], words[2], std::stoi(words[3]), words.back() == "--mtp");
-  if (words.size() >= 4 && words[0] == "logits") {
+  if (words.size() >= 5 && words[0] == "logits" && (words[3] == "fp32" || words[3] == "fp64")) {
     std::vector<std::int32_t> tokens;
-    for (std::size_t i = 3; i < words.size(); ++i) tokens.push_back(std::stoi(words[i]));
-    return logits(words[1], words[2], std::move(tokens));
+    for (std::size_t i = 4; i < words.size(); ++i) tokens.push_back(std::stoi(words[i]));
+    const auto run = words[3] == "fp64" ? logits<Fp64> : logits<Fp32>;
+    return run(words[1], words[2], std::move(tokens));
   }
   std::cerr << "usage: write_checkpoint write FOLDER bf16|fp8 LAYERS [--mtp]\n"
-               "       write_checkpoint logits FOLDER OUT TOKEN...\n";
+               "       write_checkpoint logits FOLDER OUT fp32|fp64 TOKEN...\n";
   return 2;
 } catch (const std::exception& error) {
   std::cerr << "write_checkpoint: " << error.what() << "\n";

@@ -59,6 +59,9 @@ TEST_CASE("planned memory equals counted memory equals the measured peak of the 
       check_plan<Bf16>(c, 3, 70, recompute, 2);
       check_plan<Fp8>(c, 3, 70, recompute, 2);
     }
+  c.seq_aux = false;
+  check_plan<Fp32>(c, 40, 3, false, 2);  // many short sequences: one span instead of 40
+  c.seq_aux = true;
   check_plan<Fp8>(tiny_fp8, 2, 67, false, 1);
   check_plan<Fp8>(tiny_fp8, 1, 300, true, 2);
   check_plan<Fp8>(tiny_dense, 1, 129, false, 3);

@@ -219,6 +219,35 @@ TEST_CASE("Micro-batches make one step of the whole batch") {
       whole.gradients(), parts.gradients());
 }
 
+TEST_CASE("A balance loss over the batch takes it whole, and refuses its parts") {
+  Cpu backend(2);
+  const Text text(3, 7, 23);
+  ModelConfig config = tiny_config(1);
+  M64 by_sequence(backend, config);
+  config.seq_aux = false;
+  M64 model(backend, config);
+  randomize(by_sequence, 0.5);
+  randomize(model, 0.5);
+  Trainer trainer(model);
+  const auto before = state(trainer);
+  const Text first = text.part(0, 1), second = text.part(1, 2);
+  const Batch batches[] = {first.batch(), second.batch()};
+  CHECK_THROWS_WITH_AS(trainer.step(batches),
+                       "Trainer::step: micro-batches (2) must be at most batches that a balance "
+                       "loss without seq_aux averages over (1)",
+                       std::invalid_argument);
+  CHECK(state(trainer) == before);
+  // Evaluating them averages over the batches, one of which is a sequence.
+  const double of_parts = trainer.evaluate(batches).balance;
+  const double of_first = by_sequence.losses(first.batch()).balance;
+  CHECK(
+      of_parts ==
+      doctest::Approx(of_first / 3 + model.losses(second.batch()).balance * 2 / 3).epsilon(1e-14));
+  const double whole = model.losses(text.batch()).balance;
+  CHECK(whole != by_sequence.losses(text.batch()).balance);
+  CHECK(trainer.step(text.batch()).balance == whole);
+}
+
 TEST_CASE("Recomputing activations counts the load once and changes no bit of a step") {
   Cpu backend(2);
   const Text text(2, 7, 23);

@@ -2,6 +2,7 @@
 // links to a .cu file that instantiates the same model.
 #pragma once
 
+#include <dsv3/backend/cuda/attention.hpp>
 #include <dsv3/backend/cuda/context.hpp>
 #include <dsv3/backend/cuda/graphs.hpp>
 #include <dsv3/backend/cuda/latent_attention.hpp>
@@ -9,6 +10,7 @@
 #include <dsv3/backend/cuda/vendor_products.hpp>
 
 #ifdef __CUDACC__
+#include <dsv3/backend/cuda/attention.cuh>
 #include <dsv3/backend/cuda/latent_attention.cuh>
 #include <dsv3/backend/cuda/products.cuh>
 #include <dsv3/backend/cuda/sort.cuh>

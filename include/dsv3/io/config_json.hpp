@@ -64,6 +64,7 @@ inline void read_experts(const ConfigReader& json, ModelConfig& c, bool v3) {
       v3 ? "sigmoid" : "softmax");
   c.norm_topk_prob = json.boolean("norm_topk_prob", v3);
   c.routed_scaling_factor = json.real("routed_scaling_factor", v3 ? 2.5 : 1.0);
+  c.seq_aux = json.boolean("seq_aux", true);
   c.group_score_top = json.integer("group_score_top", 0);
   // Sizes are needed where a block has experts. (Absurd numbers of layers are left to validate().)
   const bool countable = c.num_hidden_layers >= 1 && c.num_hidden_layers <= 65536 &&
@@ -246,6 +247,7 @@ inline std::string config_to_json(const ModelConfig& c, std::optional<DType> sto
   json["scoring_func"] = c.scoring_func == ScoringFunc::sigmoid ? "sigmoid" : "softmax";
   json["norm_topk_prob"] = c.norm_topk_prob;
   json["routed_scaling_factor"] = c.routed_scaling_factor;
+  json["seq_aux"] = c.seq_aux;
   json["hidden_act"] = "silu";
   json["rms_norm_eps"] = c.rms_norm_eps;
   json["rope_theta"] = c.rope_theta;

@@ -14,7 +14,7 @@ namespace dsv3 {
 struct GateRule {
   Index n_routed_experts, num_experts_per_tok, n_group, topk_group;
   Index ranking_scores;  // scores added up to rank a group
-  bool softmax, norm_topk_prob;
+  bool softmax, norm_topk_prob, seq_aux;
   double routed_scaling_factor;
 
   constexpr explicit GateRule(const ModelConfig& c)
@@ -25,6 +25,7 @@ struct GateRule {
         ranking_scores(c.ranking_scores()),
         softmax(c.scoring_func == ScoringFunc::softmax),
         norm_topk_prob(c.norm_topk_prob),
+        seq_aux(c.seq_aux),
         routed_scaling_factor(c.routed_scaling_factor) {}
 };
 
@@ -153,6 +154,21 @@ struct GateForwardRow {
   }
 };
 
+// The N runs of tokens that the balance loss averages over: the S sequences, or, batch-wise, all
+// tokens as one.
+struct BalanceSpans {
+  View<const std::int32_t, 1> first, sequence;  // [S + 1], [T]
+  bool seq_aux;
+
+  // N of S sequences.
+  static constexpr Index count(Index sequences, bool seq_aux) {
+    return seq_aux || sequences < 1 ? sequences : 1;
+  }
+  DSV3_HD Index of(Index t) const { return seq_aux ? sequence(t) : 0; }
+  DSV3_HD Index begin(Index span) const { return first(span); }
+  DSV3_HD Index end(Index span) const { return first(seq_aux ? span + 1 : first.extent(0) - 1); }
+};
+
 // dz of one token from the gradients of its K weights and of its balance term.
 //
 //   w_i = kappa s_i / total:  ds_i = (kappa / total)(dw_i - sum_j (s_j / total) dw_j), i chosen
@@ -161,25 +177,25 @@ struct GateForwardRow {
 template <class A>
 struct GateBackwardRow {
   GateRule rule;
-  View<const A, 2> scores;                      // [T, E]
-  View<const std::int32_t, 2> topk_idx;         // [T, K]
-  View<const A, 2> dweights;                    // [T, K]
-  View<const A, 2> frequency;                   // [S, E] of the balance loss
-  View<const std::int32_t, 1> first, sequence;  // [S + 1], [T]
-  double balance_scale;                         // alpha / sequences of the global batch
-  View<A, 2> dz;                                // [T, E]
+  View<const A, 2> scores;               // [T, E]
+  View<const std::int32_t, 2> topk_idx;  // [T, K]
+  View<const A, 2> dweights;             // [T, K]
+  View<const A, 2> frequency;            // [N, E] of the balance loss
+  BalanceSpans spans;
+  double balance_scale;  // alpha times the weight of one span
+  View<A, 2> dz;         // [T, E]
 
   DSV3_HD void operator()(auto team, Index t) const {
     const Index experts = rule.n_routed_experts, k = rule.num_experts_per_tok;
     const auto score = [&](Index e) { return scores(t, e); };
     const auto chosen = [&](Index i) { return scores(t, topk_idx(t, i)); };
     const auto dweight = [&](Index i) { return dweights(t, i); };
-    const Index s = sequence(t);
+    const Index s = spans.of(t);
     const A all = team.sum(experts, score);
     const A expected = team.dot(
                            experts, [&](Index e) { return frequency(s, e); }, score) /
                        all;
-    const A slope = A(balance_scale) / A(first(s + 1) - first(s)) / all;
+    const A slope = A(balance_scale) / A(spans.end(s) - spans.begin(s)) / all;
     team.each(experts, [&](Index e) { dz(t, e) = slope * (frequency(s, e) - expected); });
     team.sync();
     A factor = A(rule.routed_scaling_factor), mean = 0;
@@ -206,21 +222,21 @@ struct GateBackwardRow {
   }
 };
 
-// 1 / sum_e s_e of each token, then for each sequence s and expert e
+// 1 / sum_e s_e of each token, then for each span s of T_s tokens and expert e
 //   f = E / (K T_s) #{t : e counted},   P = 1 / T_s sum_t s'_{e,t}.        Spec 5.7.
 template <class A>
 struct BalanceRow {
   View<const A, 2> scores;                  // [T, E]
   View<const std::int32_t, 2> balance_idx;  // [T, K]
   View<const A, 1> reciprocal;              // [T] 1 / sum_e s_e
-  View<const std::int32_t, 1> first;        // [S + 1]
-  View<A, 2> frequency;                     // [S, E]
-  View<A, 2> probability;                   // [S, E]
+  BalanceSpans spans;
+  View<A, 2> frequency;    // [N, E]
+  View<A, 2> probability;  // [N, E]
 
   DSV3_HD void operator()(auto team, Index row) const {
     const Index experts = scores.extent(1), k = balance_idx.extent(1);
     const Index s = row / experts, e = row % experts;
-    const Index from = first(s), tokens = first(s + 1) - from;
+    const Index from = spans.begin(s), tokens = spans.end(s) - from;
     const A count = team.sum(tokens, [&](Index t) {
       A hits = 0;
       for (Index i = 0; i < k; ++i) hits += balance_idx(from + t, i) == e ? A(1) : A(0);
@@ -247,7 +263,7 @@ struct ReciprocalSumRow {
   }
 };
 
-// sum_s sum_e f P, times scale.
+// sum_s sum_e f P over the spans, times scale.
 template <class A>
 struct BalanceSumRow {
   View<const A, 2> frequency, probability;

@@ -155,11 +155,16 @@ struct Moe {
   struct Saved {
     View<A, 2> scores;  // [T, E]
     Routing routing;
-    View<A, 2> frequency;                 // [S, E] of the balance loss
+    View<A, 2> frequency;                 // [balance_spans(S), E] of the balance loss
     View<A, 1> balance;                   // [1] the balance loss with alpha = 1
     typename Projection<P>::Stored a, b;  // [T K, I] gate(x) and up(x) of every slot
     typename Mlp<P>::Saved shared;
   };
+
+  /// Averages that the balance loss of so many sequences takes: one each, or one of all.
+  constexpr Index balance_spans(Index sequences) const {
+    return detail::BalanceSpans::count(sequences, rule.seq_aux);
+  }
 
   constexpr Saved make_saved(Arena& arena, Index tokens, Index sequences,
                              bool backward_follows = true) const {
@@ -171,7 +176,7 @@ struct Moe {
     saved.routing.offsets = arena.take<Index>({E + 1});
     saved.routing.pair_of_slot = arena.take<std::int32_t>({tokens * K});
     saved.routing.slot_of_pair = arena.take<std::int32_t>({tokens, K});
-    saved.frequency = arena.take<A>({sequences, E});
+    saved.frequency = arena.take<A>({balance_spans(sequences), E});
     saved.balance = arena.take<A>({1});
     const auto stored = [&] {
       return Projection<P>::take_stored(arena, tokens * K, moe_intermediate_size, backward_follows);
@@ -187,7 +192,8 @@ struct Moe {
   ///
   /// bias [E] chooses experts and never weighs them; empty for a gate without one. forced [T, K],
   /// ascending by expert, replaces the gate's choice; empty: the gate chooses. balance_scale
-  /// multiplies the balance loss: 1 / number of sequences for its mean.
+  /// multiplies the balance loss of each sequence: 1 / number of sequences for its mean. Without
+  /// seq_aux the one loss of all tokens counts as that of each sequence.
   template <class Backend, class Observer = NoObserver>
   void forward(Backend& backend, const Tensors<const W>& params, View<const A, 1> bias,
                View<const std::int32_t, 2> forced, Input x, const Sequences& sequences,
@@ -247,7 +253,7 @@ struct Moe {
     for_each_row(
         backend, tokens,
         detail::GateBackwardRow<A>{rule, saved.scores, routing.topk_idx, dweights, saved.frequency,
-                                   sequences.first, sequences.sequence, balance_scale, dz});
+                                   spans_of(sequences), span_scale(sequences, balance_scale), dz});
     linear.backward_weight(backend, dz, values_of(x), grads.gate);
     linear.backward_input(backend, params.gate, dz, dx_gate, Output::overwrite);
     View<T, 2> dx_shared;
@@ -282,12 +288,20 @@ struct Moe {
       return x;
   }
 
+  detail::BalanceSpans spans_of(const Sequences& sequences) const {
+    return {sequences.first, sequences.sequence, rule.seq_aux};
+  }
+  // What one span counts, where one sequence counts `scale`.
+  double span_scale(const Sequences& sequences, double scale) const {
+    return rule.seq_aux ? scale : scale * static_cast<double>(sequences.count());
+  }
+
   // Scores, choice, weights, balance loss and the sorted slots.
   template <class Backend>
   void route(Backend& backend, View<const A, 1> bias, View<const std::int32_t, 2> forced,
              const Sequences& sequences, double balance_scale, Saved& saved, Arena& scratch) const {
     const ArenaScope scope(scratch);
-    const Index tokens = saved.scores.extent(0), count = sequences.count();
+    const Index tokens = saved.scores.extent(0), count = balance_spans(sequences.count());
     const Index E = rule.n_routed_experts, K = rule.num_experts_per_tok;
     Routing& routing = saved.routing;
     const auto work = scratch.take<A>({tokens, E + rule.n_group});
@@ -300,11 +314,11 @@ struct Moe {
     if (count > 0)  // no sequences: no balance loss is wanted
       for_each_row(backend, tokens, detail::ReciprocalSumRow<A>{saved.scores, reciprocal});
     for_each_row(backend, count * E,
-                 detail::BalanceRow<A>{saved.scores, balance_idx, reciprocal, sequences.first,
+                 detail::BalanceRow<A>{saved.scores, balance_idx, reciprocal, spans_of(sequences),
                                        saved.frequency, probability});
-    for_each_row(
-        backend, 1,
-        detail::BalanceSumRow<A>{saved.frequency, probability, balance_scale, saved.balance});
+    for_each_row(backend, 1,
+                 detail::BalanceSumRow<A>{saved.frequency, probability,
+                                          span_scale(sequences, balance_scale), saved.balance});
     sort_by_expert(backend, as_const(routing.topk_idx), routing.offsets, routing.pair_of_slot,
                    routing.slot_of_pair);
   }

@@ -125,7 +125,7 @@ constexpr void moe_scratch(Arena& arena, const Moe<P>& moe, Index tokens, Index 
       arena.take<A>({tokens, E + moe.rule.n_group});
       arena.take<std::int32_t>({tokens, K});
       arena.take<A>({tokens});
-      arena.take<A>({sequences, E});
+      arena.take<A>({moe.balance_spans(sequences), E});
     }
     experts_scratch<P>(arena, tokens, tokens * K, H, I, E, false);
   } else {

@@ -25,7 +25,7 @@ struct TrainOptions {
   double beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1;
   double clip_norm = 1;             ///< of the global gradient
   double mtp_lambda = 0.3;          ///< weight of the MTP losses, unless a schedule is given
-  double balance_alpha = 1e-4;      ///< weight of the sequence-wise balance loss
+  double balance_alpha = 1e-4;      ///< weight of the balance loss, which seq_aux defines
   double bias_gamma = 1e-3;         ///< speed of the gate's bias, unless a schedule is given
   bool center_bias_update = false;  ///< subtract the mean of the signs: stops the bias drifting
   double ema_decay = 0;             ///< of an average of the weights beside them; 0: none

@@ -84,10 +84,14 @@ class Trainer {
   StepReport step(const Batch& batch) { return step(std::span<const Batch>(&batch, 1)); }
 
   /// One optimizer step on several micro-batches, whose gradients are added up in order. Averages
-  /// run over the labels and sequences of all of them.
+  /// run over the labels and sequences of all of them. Without seq_aux there can be but one: the
+  /// shares of all tokens are needed before the first gradient.
   StepReport step(std::span<const Batch> micro_batches) {
     const auto start = std::chrono::steady_clock::now();
     const LossScale scale = scale_of("Trainer::step", micro_batches);
+    if (!model_->config().seq_aux && model_->config().has_moe())
+      check_at_most("Trainer::step", "micro-batches", static_cast<Index>(micro_batches.size()),
+                    "batches that a balance loss without seq_aux averages over", 1);
     StepReport report;
     report.tokens = targets_;
     report.step = progress_.step + 1;
@@ -123,7 +127,8 @@ class Trainer {
   }
 
   /// The losses on a held-out set given as batches: means over the labels (balance: over the
-  /// sequences) of all of them. Changes nothing.
+  /// sequences; without seq_aux over the batches, by their sequences) of all of them. Changes
+  /// nothing.
   EvaluationReport evaluate(std::span<const Batch> batches) {
     const LossScale scale = scale_of("Trainer::evaluate", batches);
     EvaluationReport report;

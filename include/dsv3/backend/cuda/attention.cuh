@@ -16,7 +16,7 @@ template <int qk, int v>
 using AttentionForwardOf = AttentionForwardShape<qk, v, 2, true>;
 using AttentionForwardGeneral = AttentionForwardShape<256, 256, 1, false>;
 template <int qk, int v>
-using AttentionBackwardOf = AttentionBackwardShape<qk, v, 8, 64, 2, false, true>;
+using AttentionBackwardOf = AttentionBackwardShape<qk, v, 4, 64, 1, false, true>;
 using AttentionBackwardGeneral = AttentionBackwardShape<256, 256, 4, 32, 1, true, false>;
 
 // Whether every row of a view starts at a multiple of 16 bytes.
@@ -98,6 +98,7 @@ void attention_backward_as(Cuda& cuda, const AttentionBackwardTask& task, View<c
   const char* caller = "fused_attention_backward";
   const AttentionTask& in = task.in;
   const Index tokens = in.q.extent(0);
+  constexpr int blocks_at_once = Shape::aligned ? 2 : 1;  // on a multiprocessor
   launch_attention_map(cuda, caller, in, Shape::rows);
   const dim3 blocks(
       static_cast<unsigned>((tokens + attention_delta_tokens - 1) / attention_delta_tokens),
@@ -106,9 +107,9 @@ void attention_backward_as(Cuda& cuda, const AttentionBackwardTask& task, View<c
       <<<blocks, attention_delta_threads, 0, cuda.stream()>>>(o, task.d_o, lse, task.numbers);
   check_attention_launch(caller, "launch of delta", in);
   launch_attention(cuda, caller, "launch over keys", in, attention_keys_kernel<Shape>,
-                   Shape::threads, Shape::bytes, 1, task, dkv, rope_sum);
+                   Shape::threads, Shape::bytes, blocks_at_once, task, dkv, rope_sum);
   launch_attention(cuda, caller, "launch over queries", in, attention_queries_kernel<Shape>,
-                   Shape::threads, Shape::bytes, 1, task, dq);
+                   Shape::threads, Shape::bytes, blocks_at_once, task, dq);
   const Index sums = tokens * dk_rope.extent(1);
   if (sums == 0) return;
   attention_rope_sum_kernel<attention_rope_threads>

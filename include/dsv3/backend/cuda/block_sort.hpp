@@ -151,7 +151,7 @@ struct ExpertSort {
           const auto k = static_cast<std::uint32_t>(topk_idx.extent(1));
           slot_of_pair(q / k, q % k) = slot;
         }
-        block.warp_barrier();  // the leaders have written
+        block.warp_barrier();  // the leaders have written; match() orders no memory
       }
     }
   }

@@ -89,12 +89,15 @@ double cost_of(const Cuda& cuda, const Problem& problem, double rate) {
                     problem.c.extent(2), cuda.multiprocessors());
 }
 
-// A sum over no elements, or an output of none, is a launch like any other, or none.
+// What the tensor cores' kernels write.
+template <class TC>
+inline constexpr bool narrow_output = std::is_same_v<TC, bf16> || std::is_same_v<TC, float>;
+
 template <Product p, class TA, class TB, class TC>
 void multiply_matrices(Cuda& cuda, const char* caller,
                        const MatrixProblem<p, TA, TB, TC>& problem) {
-  constexpr bool tensor_cores = std::is_same_v<TA, bf16> && std::is_same_v<TB, bf16> &&
-                                (std::is_same_v<TC, bf16> || std::is_same_v<TC, float>);
+  constexpr bool tensor_cores =
+      std::is_same_v<TA, bf16> && std::is_same_v<TB, bf16> && narrow_output<TC>;
   if constexpr (tensor_cores) {
     if (!whole_chunks(problem.a) || !whole_chunks(problem.b))
       return launch_matrices<SmallTile, false>(cuda, caller, problem);
@@ -115,7 +118,7 @@ void multiply_matrices(Cuda& cuda, const char* caller,
 
 template <Product p, class CA, class CB, class TC>
 void multiply_codes(Cuda& cuda, const char* caller, const CodeProblem<p, CA, CB, TC>& problem) {
-  if constexpr (is_fp8<CA> && is_fp8<CB>) {
+  if constexpr (is_fp8<CA> && is_fp8<CB> && narrow_output<TC>) {
     const SegmentMap segments(operand_scales(problem.a, p != Product::tn),
                               operand_scales(problem.only_b(), p == Product::nt));
     if (segments.of_whole_steps()) {

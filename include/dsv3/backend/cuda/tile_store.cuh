@@ -5,22 +5,24 @@
 
 namespace dsv3::detail {
 
-// Neighbours of the output, `first` at the lower address. Rounded by the instruction whether they
-// come alone or in a pair: it knows one NaN only, and bits must not depend on the place in a tile.
+// Neighbours of the output, `first` at the lower address.
 template <class TC>
-struct alignas(8) OutputPair {
+struct alignas(2 * sizeof(TC)) OutputPair {
   TC first, second;
-
-  __device__ static OutputPair of(float x, float y) { return {x, y}; }
 };
-template <>
-struct alignas(4) OutputPair<bf16> {
-  bf16 first, second;
 
-  __device__ static OutputPair of(float x, float y) {
-    return __builtin_bit_cast(OutputPair, pack_bf16(x, y));
+// bf16 is rounded by the instruction whether it is stored alone or in a pair: that knows one NaN
+// only, and bits must not depend on the place in a tile.
+template <class TC>
+__device__ TC rounded_output(float x) {
+  if constexpr (std::is_same_v<TC, bf16>) {
+    bf16 result;
+    result.bits = static_cast<std::uint16_t>(pack_bf16(x, 0));
+    return result;
+  } else {
+    return TC(x);
   }
-};
+}
 
 // A block of 16 x 8 as each lane holds it: rows lane / 4 and eight below, two columns of each.
 template <int blocks_m, int blocks_n, class TC>
@@ -42,23 +44,23 @@ struct BlockWriter {
       TC* const to = at(half);
 #pragma unroll
       for (int n = 0; n < blocks_n; n += 2) {
-        Pair pairs[2];
+        float values[4];
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const float* values = &sum[half / 2][n + i][half % 2 * 2];
-          float x = values[0], y = values[1];
-          if constexpr (add_old) {
+        for (int i = 0; i < 4; ++i) values[i] = sum[half / 2][n + i / 2][half % 2 * 2 + i % 2];
+        if constexpr (add_old) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
             const Pair old = *reinterpret_cast<const Pair*>(to + 8 * (n + i));
-            x = float(old.first) + x;
-            y = float(old.second) + y;
+            values[2 * i] = float(old.first) + values[2 * i];
+            values[2 * i + 1] = float(old.second) + values[2 * i + 1];
           }
-          pairs[i] = Pair::of(x, y);
         }
-        if constexpr (sizeof(Pair) == 4) {
-          store_exchanged(to + 8 * n, pairs);
+        if constexpr (std::is_same_v<TC, bf16>) {
+          store_exchanged(to + 8 * n, pack_bf16(values[0], values[1]),
+                          pack_bf16(values[2], values[3]));
         } else {
-          *reinterpret_cast<Pair*>(to + 8 * n) = pairs[0];
-          *reinterpret_cast<Pair*>(to + 8 * n + 8) = pairs[1];
+          *reinterpret_cast<Pair*>(to + 8 * n) = {TC(values[0]), TC(values[1])};
+          *reinterpret_cast<Pair*>(to + 8 * n + 8) = {TC(values[2]), TC(values[3])};
         }
       }
     }
@@ -66,14 +68,11 @@ struct BlockWriter {
 
   // Lanes side by side swap a pair, so that each has four neighbours of one of two blocks, and four
   // lanes write 32 bytes at once.
-  __device__ static void store_exchanged(TC* to, const Pair (&pairs)[2]) {
+  __device__ static void store_exchanged(TC* to, std::uint32_t first, std::uint32_t second) {
     const bool odd = threadIdx.x % 2;
-    const auto first = __builtin_bit_cast(std::uint32_t, pairs[0]);
-    const auto second = __builtin_bit_cast(std::uint32_t, pairs[1]);
     const std::uint32_t mine = odd ? second : first, given = odd ? first : second;
     const std::uint32_t taken = __shfl_xor_sync(0xFFFFFFFFu, given, 1);
-    // Even lanes stay where they are in the first block; odd ones go to the second, two to the
-    // left.
+    // Even lanes stay in the first block; odd ones go to the second, and two columns back.
     struct alignas(8) Four {
       std::uint32_t first, second;
     };
@@ -92,7 +91,7 @@ struct BlockWriter {
         const int j = i / 2 * 8 + i % 2;
         if (column + j >= columns) continue;
         const float value = sum[half / 2][i / 2][half % 2 * 2 + i % 2];
-        to[j] = Pair::of(add ? float(to[j]) + value : value, 0).first;
+        to[j] = rounded_output<TC>(add ? float(to[j]) + value : value);
       }
     }
   }
