@@ -2,7 +2,7 @@
 // kernels that nvcc compiled, called through a template and through a primitive.
 #include <cstdio>
 
-#include "cuda_layout.hpp"
+#include "cuda_program.hpp"
 
 namespace {
 
@@ -35,9 +35,12 @@ std::vector<float> by_primitive(dsv3::Cuda& cuda) {
 }  // namespace
 
 int main() {
-  expect_equal("sizes here and in plain.cpp", program::plain_layout(), program::layout_of_plain());
-  expect_equal("sizes here and in kernels.cu", program::plain_layout(), program::layout_of_nvcc());
-  expect_equal("sizes of the backend", program::cuda_layout(), program::cuda_layout_of_nvcc());
+  expect_equal("sizes here and in plain.cpp", program::list(program::plain_sizes),
+               program::layout_of_plain());
+  expect_equal("sizes here and in kernels.cu", program::list(program::plain_sizes),
+               program::layout_of_nvcc());
+  expect_equal("sizes of the backend", program::list(program::cuda_sizes),
+               program::cuda_layout_of_nvcc());
   const auto missing = dsv3::cuda_unavailable();
   if (!missing.empty()) {
     std::printf("%s: no kernel is run\n", missing.c_str());

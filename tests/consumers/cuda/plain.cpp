@@ -5,7 +5,7 @@
 #error "dsv3/model.hpp includes CUDA's headers"
 #endif
 
-std::vector<std::size_t> program::layout_of_plain() { return plain_layout(); }
+std::vector<std::size_t> program::layout_of_plain() { return list(plain_sizes); }
 
 std::vector<float> program::squares_on_cpu() {
   dsv3::Cpu backend(1);

@@ -34,21 +34,25 @@ std::vector<float> squares(Backend& backend) {
   return y;
 }
 
-/// Sizes of types that all files use, as the compiler of the calling file sees them.
-inline std::vector<std::size_t> plain_layout() {
-  return {sizeof(dsv3::View<float, 1>),
-          sizeof(dsv3::View<float, 3>),
-          sizeof(dsv3::ModelConfig),
-          sizeof(dsv3::Batch),
-          sizeof(dsv3::StepReport),
-          sizeof(dsv3::Quantized<dsv3::e4m3>),
-          sizeof(dsv3::QuantizedWeightStack<dsv3::e4m3>),
-          sizeof(dsv3::Block<dsv3::Bf16>),
-          sizeof(dsv3::Block<dsv3::Fp8>),
-          sizeof(dsv3::Transformer<dsv3::Bf16>),
-          sizeof(dsv3::Transformer<dsv3::Fp8>),
-          sizeof(dsv3::Transformer<dsv3::Fp8>::Pass),
-          sizeof(SquaresRow)};
+/// Sizes of types that all files use, as this file's compiler sees them. No inline function: all
+/// files would call one and the same.
+constexpr std::size_t plain_sizes[] = {sizeof(dsv3::View<float, 1>),
+                                       sizeof(dsv3::View<float, 3>),
+                                       sizeof(dsv3::ModelConfig),
+                                       sizeof(dsv3::Batch),
+                                       sizeof(dsv3::StepReport),
+                                       sizeof(dsv3::Quantized<dsv3::e4m3>),
+                                       sizeof(dsv3::QuantizedWeightStack<dsv3::e4m3>),
+                                       sizeof(dsv3::Block<dsv3::Bf16>),
+                                       sizeof(dsv3::Block<dsv3::Fp8>),
+                                       sizeof(dsv3::Transformer<dsv3::Bf16>),
+                                       sizeof(dsv3::Transformer<dsv3::Fp8>),
+                                       sizeof(dsv3::Transformer<dsv3::Fp8>::Pass),
+                                       sizeof(SquaresRow)};
+
+template <std::size_t n>
+std::vector<std::size_t> list(const std::size_t (&sizes)[n]) {
+  return {sizes, sizes + n};
 }
 
 std::vector<std::size_t> layout_of_plain();                        // plain.cpp
