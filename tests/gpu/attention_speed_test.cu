@@ -78,6 +78,13 @@ void try_forward(Cuda& cuda, const char* what, const detail::AttentionTask& in, 
           [&] { detail::attention_forward_as<Shape>(cuda, in, o, lse); });
 }
 template <class Shape>
+void try_hopper(Cuda& cuda, const char* what, const detail::AttentionTask& in, View<bf16, 3> o,
+                View<float, 2> lse) {
+  if (detail::attention_hopper_fits<Shape>(cuda, in))
+    timed(cuda, what, forward_flops,
+          [&] { detail::attention_hopper_forward_as<Shape, false>(cuda, in, o, lse); });
+}
+template <class Shape>
 void try_keys(Cuda& cuda, const char* what, const detail::AttentionBackwardTask& task, int blocks,
               View<bf16, 3> dkv, View<float, 3> rope_sum) {
   if (Shape::bytes > cuda.shared_bytes()) return;
@@ -152,7 +159,10 @@ TEST_CASE("Speed of attention, causal, 4096 tokens, 128 heads of 192 and 128") {
         <<<tokens * d_r / detail::attention_rope_threads, detail::attention_rope_threads, 0,
            cuda.stream()>>>(rope_sum, dk_rope);
   });
+  try_hopper<detail::AttentionHopperShape<3, false>>(cuda, "forward, wgmma", in, o, lse);
+  try_hopper<detail::AttentionHopperShape<3, true>>(cuda, "forward, wgmma in turns", in, o, lse);
   using detail::AttentionBackwardShape;
+  try_forward<detail::AttentionForwardOf<192, 128>>(cuda, "forward, portable", in, o, lse);
   try_forward<detail::AttentionForwardShape<192, 128, 1, true>>(cuda, "forward, 16 rows to a warp",
                                                                 in, o, lse);
   try_keys<AttentionBackwardShape<192, 128, 8, 64, 2, false, true>>(

@@ -5,6 +5,8 @@
 #include <dsv3/backend/cuda/attention_backward_keys.cuh>
 #include <dsv3/backend/cuda/attention_backward_queries.cuh>
 #include <dsv3/backend/cuda/attention_forward.cuh>
+#include <dsv3/backend/cuda/attention_hopper_forward.cuh>
+#include <dsv3/backend/cuda/hopper_codes.cuh>
 #include <dsv3/core/check.hpp>
 
 namespace dsv3 {
@@ -90,6 +92,50 @@ void attention_forward_as(Cuda& cuda, const AttentionTask& in, const View<bf16, 
                    Shape::bytes, 2, in, o, lse);
 }
 
+// What TMA can read: in tiles of 64 columns, of which none has columns of two tensors.
+template <class Shape>
+bool attention_hopper_fits(const Cuda& cuda, const AttentionTask& in) {
+  const auto steps = [](const auto& view) {
+    return view.strides[1] > 0 && view.strides[0] > 0 && view.strides[0] % view.strides[1] == 0;
+  };
+  const int d_r = in.d_qk() - in.d_n();
+  return hopper_kernels_run(cuda) && Shape::bytes <= cuda.shared_bytes() && in.d_n() % 64 == 0 &&
+         in.d_n() / 64 + (d_r + 63) / 64 == Shape::panels && in.d_v() <= 64 * Shape::v_panels &&
+         heads_are_aligned(in) && steps(in.q) && steps(in.kv) &&
+         (d_r == 0 || in.k_rope.strides[0] > 0);
+}
+
+inline TensorShape attention_boxes(const View<const bf16, 3>& x) {
+  return {CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+          x.data,
+          3,
+          {x.extent(2), x.extent(1), x.extent(0)},
+          {x.strides[1] * 2, x.strides[0] * 2},
+          {64, 1, 128},
+          true};
+}
+
+// For what attention_hopper_fits, and o that rows_are_aligned. bounded: for tests.
+template <class Shape, bool bounded>
+void attention_hopper_forward_as(Cuda& cuda, const AttentionTask& in, const View<bf16, 3>& o,
+                                 const View<float, 2>& lse) {
+  const char* caller = "fused_attention_forward";
+  AttentionHopperMaps maps{
+      tensor_map(caller, attention_boxes(in.q)), tensor_map(caller, attention_boxes(in.kv)), {}};
+  maps.rope = maps.kv;
+  if (in.d_qk() > in.d_n())
+    maps.rope = tensor_map(caller, {CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                                    in.k_rope.data,
+                                    2,
+                                    {in.k_rope.extent(1), in.k_rope.extent(0), 1},
+                                    {in.k_rope.strides[0] * 2, 0},
+                                    {64, 128, 1},
+                                    true});
+  launch_attention_map(cuda, caller, in, Shape::rows);
+  launch_attention(cuda, caller, "launch for Hopper", in, attention_hopper_kernel<Shape, bounded>,
+                   Shape::threads, Shape::bytes, 1, maps, in, o, lse, cuda.fault());
+}
+
 template <class Shape>
 void attention_backward_as(Cuda& cuda, const AttentionBackwardTask& task, View<const bf16, 3> o,
                            View<const float, 2> lse, const View<bf16, 3>& dq,
@@ -138,8 +184,14 @@ void fused_attention_forward(Cuda& cuda, View<const T, 3> q, View<const T, 3> kv
   using Small = detail::AttentionForwardOf<64, 64>;
   using Medium = detail::AttentionForwardOf<128, 128>;
   using Large = detail::AttentionForwardOf<192, 128>;
+  using HopperMedium = detail::AttentionHopperShape<2, false>;
+  using HopperLarge = detail::AttentionHopperShape<3, false>;
   if (aligned && fits(64, 64, Small::bytes))
     detail::attention_forward_as<Small>(cuda, in, o, lse);
+  else if (aligned && detail::attention_hopper_fits<HopperMedium>(cuda, in))
+    detail::attention_hopper_forward_as<HopperMedium, false>(cuda, in, o, lse);
+  else if (aligned && detail::attention_hopper_fits<HopperLarge>(cuda, in))
+    detail::attention_hopper_forward_as<HopperLarge, false>(cuda, in, o, lse);
   else if (aligned && fits(128, 128, Medium::bytes))
     detail::attention_forward_as<Medium>(cuda, in, o, lse);
   else if (aligned && fits(192, 128, Large::bytes))
