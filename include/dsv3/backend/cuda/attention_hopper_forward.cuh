@@ -29,9 +29,9 @@ struct AttentionHopperRows {
     for (int d = 0; d < 4 * Shape::panels; ++d) {
       const std::uint64_t step = d / 4 * (Shape::panel / 16) + d % 4 * hopper_descriptor_step;
       if (d == 0)
-        multiply_rows<false>(s, q, k);
+        multiply_bf16_rows<false>(s, q, k);
       else
-        multiply_rows<true>(s, q + step, k + step);
+        multiply_bf16_rows<true>(s, q + step, k + step);
     }
     products_end();
   }
@@ -41,8 +41,8 @@ struct AttentionHopperRows {
     products_begin();
 #pragma unroll
     for (int k = 0; k < Shape::keys / 16; ++k)
-      multiply_columns(sum, p[4 * k], p[4 * k + 1], p[4 * k + 2], p[4 * k + 3],
-                       v + k * hopper_columns_descriptor_step);
+      multiply_bf16_columns(sum, p[4 * k], p[4 * k + 1], p[4 * k + 2], p[4 * k + 3],
+                            v + k * hopper_columns_descriptor_step);
     products_end();
   }
 
