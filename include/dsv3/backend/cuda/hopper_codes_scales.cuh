@@ -20,7 +20,7 @@ struct HopperCodes {
   // nt, nn: distances of the scales of neighbours in each direction. tn's come by TMA.
   const float *a_scales, *b_scales;
   int a_row, a_block, b_group, b_column, b_block;
-  int column_units, cluster, clusters;  // clusters at work
+  int column_tiles;  // of a row of c
   bool add;
   bool vector;  // rows of c at multiples of 16 bytes
   Cuda::Fault* fault;
@@ -37,9 +37,7 @@ struct HopperScales {
   __device__ HopperScales(const HopperCodes<TC>& work, const HopperTile& tile, int row_in_tile,
                           int lane)
       : row(tile.row + row_in_tile), last(tile.blocks - 1), lane(lane) {
-    const int columns = (work.columns + hopper_tile - 1) / hopper_tile;
-    const int column = tile.column / hopper_tile;
-    b = tile.group * work.b_group + (column < columns ? column : columns - 1) * work.b_column;
+    b = tile.group * work.b_group + tile.column / hopper_tile * work.b_column;
     load(work, 0);
   }
 
@@ -69,9 +67,10 @@ struct HopperScales {
     return make_float2(__shfl_sync(~0u, scale[2 * wave], from),
                        __shfl_sync(~0u, scale[2 * wave + 1], from));
   }
-  __device__ void promote(float (&total)[64], const float (&sum)[64], float2 factor) const {
+  template <int n>
+  __device__ void promote(float (&total)[n], const float (&sum)[n], float2 factor) const {
 #pragma unroll
-    for (int i = 0; i < 64; ++i)
+    for (int i = 0; i < n; ++i)
       total[i] = dsv3::fma(sum[i], i / 2 % 2 ? factor.y : factor.x, total[i]);
   }
 };
