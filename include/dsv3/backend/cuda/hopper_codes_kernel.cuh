@@ -197,6 +197,7 @@ __device__ void multiply_tiles(const HopperCodes<TC>& work, const HopperShared<F
   RingPlace<Stages::count> at;
   HopperTile tile;
   float total[waves][n], sum[n];
+  if (work.turns && warp / 4 == 1) give_turn(0);
   while (walk.next(tile)) {
 #pragma unroll
     for (int wave = 0; wave < waves; ++wave)
@@ -215,6 +216,7 @@ __device__ void multiply_tiles(const HopperCodes<TC>& work, const HopperShared<F
             a_descriptor + (at.stage * Stages::a_bytes + wave * hopper_tile_bytes) / 16;
         const std::uint64_t b = b_descriptor + at.stage * Stages::b_bytes / 16;
         const float2 factor = scales.factors(wave, block);
+        if work.turns wait_for_turn(warp / 4);
         hold_accumulators(sum);
         products_begin();
         multiply_codes<false>(sum, a, b);
@@ -222,6 +224,7 @@ __device__ void multiply_tiles(const HopperCodes<TC>& work, const HopperShared<F
         multiply_codes<true>(sum, a + 2 * hopper_descriptor_step, b + 2 * hopper_descriptor_step);
         multiply_codes<true>(sum, a + 3 * hopper_descriptor_step, b + 3 * hopper_descriptor_step);
         products_end();
+        if work.turns give_turn(1 - warp / 4);
         wait_for_products(sum);
         if (Form::product != Product::tn && wave + 1 == waves && lane == 0)
           arrive(shared.empty(at.stage));
@@ -234,6 +237,7 @@ __device__ void multiply_tiles(const HopperCodes<TC>& work, const HopperShared<F
     }
     store_tile<Form>(work, tile, row, lane, total);
   }
+  if (work.turns && warp / 4 == 0) wait_for_turn(0);
 }
 
 template <class Form, bool bounded, class TC>

@@ -107,7 +107,8 @@ void launch_hopper_form(Cuda& cuda, const char* caller, const HopperMaps& maps,
 
 template <Product p, bool turned, bool bounded, class TC>
 void launch_hopper_codes(Cuda& cuda, const char* caller, const HopperMaps& maps,
-                         const HopperCodes<TC>& work, const HopperCut& cut) {
+                         HopperCodes<TC> work, const HopperCut& cut) {
+  work.turns = cut.turns;
   if (cut.waves == 2)
     return launch_hopper_form<HopperForm<p, turned, 2, 128>, bounded>(cuda, caller, maps, work);
   if constexpr (p == Product::nt)

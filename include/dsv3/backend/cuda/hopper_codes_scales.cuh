@@ -22,6 +22,7 @@ struct HopperCodes {
   int a_row, a_block, b_group, b_column, b_block;
   int column_tiles;  // of a row of c
   bool add;
+  bool turns;   // groups of warps take turns
   bool vector;  // rows of c at multiples of 16 bytes
   Cuda::Fault* fault;
 };

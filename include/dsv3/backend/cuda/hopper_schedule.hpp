@@ -126,6 +126,7 @@ DSV3_HD constexpr HopperTile hopper_tile_of(const HopperGroups& groups, int inde
 // How a product is cut into tiles. The bits of the result do not depend on it.
 struct HopperCut {
   int waves, width;
+  bool turns = true;  // groups of warps take turns
 };
 
 // The cut that is done first, by the steps that a multiprocessor makes: the larger tiles do most

@@ -25,6 +25,22 @@ __device__ inline void wait_for_products(float (&d)[n]) {
   hold_accumulators(d);
 }
 
+// Two groups of four warps, 0 and 1, take turns in asking for products: then one promotes sums
+// while the tensor cores work for the other, instead of both at the same time. Group 1 gives the
+// first turn; group 0 takes one more in the end.
+__device__ inline void wait_for_turn(int group) {
+  if (group == 0)
+    asm volatile("bar.sync 1, 256;" ::: "memory");
+  else
+    asm volatile("bar.sync 2, 256;" ::: "memory");
+}
+__device__ inline void give_turn(int group) {
+  if (group == 0)
+    asm volatile("bar.arrive 1, 256;" ::: "memory");
+  else
+    asm volatile("bar.arrive 2, 256;" ::: "memory");
+}
+
 // d = a b^T, or with `more` d + a b^T, of e4m3: a 64 x 32 and b 128 x 32 or 64 x 32 by their
 // descriptors, d the fragment of hopper_fragment_row and _column.
 template <bool more>
