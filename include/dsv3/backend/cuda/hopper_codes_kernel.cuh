@@ -216,7 +216,7 @@ __device__ void multiply_tiles(const HopperCodes<TC>& work, const HopperShared<F
             a_descriptor + (at.stage * Stages::a_bytes + wave * hopper_tile_bytes) / 16;
         const std::uint64_t b = b_descriptor + at.stage * Stages::b_bytes / 16;
         const float2 factor = scales.factors(wave, block);
-        if work.turns wait_for_turn(warp / 4);
+        if (work.turns) wait_for_turn(warp / 4);
         hold_accumulators(sum);
         products_begin();
         multiply_codes<false>(sum, a, b);
@@ -224,7 +224,7 @@ __device__ void multiply_tiles(const HopperCodes<TC>& work, const HopperShared<F
         multiply_codes<true>(sum, a + 2 * hopper_descriptor_step, b + 2 * hopper_descriptor_step);
         multiply_codes<true>(sum, a + 3 * hopper_descriptor_step, b + 3 * hopper_descriptor_step);
         products_end();
-        if work.turns give_turn(1 - warp / 4);
+        if (work.turns) give_turn(1 - warp / 4);
         wait_for_products(sum);
         if (Form::product != Product::tn && wave + 1 == waves && lane == 0)
           arrive(shared.empty(at.stage));
@@ -247,7 +247,7 @@ __global__ void __launch_bounds__(hopper_threads, 1)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) char dynamic[];
   const HopperShared<Form> shared(dynamic);
-  const int warp = threadIdx.x / 32;
+  const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x / 32), 0);  // known to be uniform
   if (threadIdx.x == 0) {
     prefetch_map(maps.a);
     prefetch_map(maps.b);
