@@ -33,7 +33,7 @@ using Form = HopperForm<p, false, waves, width>;
 template <class F>
 void check_cover(const std::vector<int>& offsets, int rows, int columns, int blocks) {
   constexpr Product p = F::product;
-  const Groups found(ProductTag<p>{}, offsets, rows, F::waves * hopper_tile);
+  const Groups found(ProductTag<p>{}, offsets, rows, F::height);
   const HopperGroups groups{found.first.data(), found.tiles.data()};
   const int count = static_cast<int>(offsets.size()) - 1;
   const int tiles = (columns + F::width - 1) / F::width;
@@ -54,7 +54,7 @@ void check_cover(const std::vector<int>& offsets, int rows, int columns, int blo
         CHECK(t.blocks == 3);
         CHECK(t.row_end == offsets[t.group + 1]);
       }
-      for (int r = t.row; r < t.row + F::waves * hopper_tile && r < t.row_end; ++r)
+      for (int r = t.row; r < t.row + F::height && r < t.row_end; ++r)
         CHECK(stored.insert({t.group, r, t.column / F::width}).second);
     }
   }
@@ -71,6 +71,8 @@ TEST_CASE("Hopper's tiles cover every row of every group once") {
       for (int blocks : {1, 3, 66}) {
         check_cover<Form<Product::nt, 1>>(offsets, offsets.back(), columns, blocks);
         check_cover<Form<Product::nt, 1, 64>>(offsets, offsets.back(), columns, blocks);
+        check_cover<HopperForm<Product::nt, false, 2, 128, true>>(offsets, offsets.back(), columns,
+                                                                  blocks);
         check_cover<Form<Product::nn, 2>>(offsets, offsets.back(), columns, blocks);
         check_cover<Form<Product::tn, 1>>(offsets, 300, columns, blocks);
         check_cover<Form<Product::tn, 2>>(offsets, 37, columns, blocks);
@@ -187,6 +189,7 @@ TEST_CASE("Hopper's stages lie one behind the other in a block's shared memory")
   check_stages<Form<Product::nn, 2>>();
   check_stages<Form<Product::tn, 1>>();
   check_stages<HopperForm<Product::tn, true, 2, 128>>();
+  check_stages<HopperForm<Product::tn, true, 2, 128, true>>();
 }
 
 TEST_CASE("Swizzle and descriptor are those of 128-byte rows") {

@@ -223,7 +223,9 @@ struct Way {
   bool turned() const { return turns.b > 0; }
   std::string name() const {
     std::string text = "cut " + std::to_string(cut.waves) + " " + std::to_string(cut.width) +
-                       (cut.turns ? "" : " free");
+                       (cut.apart   ? " apart"
+                        : cut.turns ? ""
+                                    : " free");
     if (turned()) text += " stripes " + std::to_string(turns.a) + " " + std::to_string(turns.b);
     return turns.a_inside ? text + " a inside" : text;
   }
@@ -296,10 +298,9 @@ inline void finish(Cuda& cuda, const char* what) {
 // Compares c with what is wanted and prints where it differs: the number of wrong elements (and of
 // the ones that should not have been touched).
 template <Product p, class TC, bool bounded>
-Index differences(Cuda& cuda, const char* what, const Operands<p>& x,
+Index differences(const char* what, const Operands<p>& x, const std::vector<float2>& wanted,
                   const Result<p, TC, bounded>& r, bool add, double tolerance,
                   double* worst = nullptr) {
-  const auto wanted = x.reference(cuda);
   const auto got = const_cast<Result<p, TC, bounded>&>(r).memory.download();
   Index wrong = 0, touched = 0, printed = 0;
   std::map<Index, Index> by_tile_row, by_tile_column, by_row_in_tile, by_column_in_8;

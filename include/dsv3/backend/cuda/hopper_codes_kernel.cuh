@@ -68,7 +68,7 @@ __device__ void find_groups(const HopperCodes<TC>& work, int* first, int* tiles)
   }
   __syncthreads();
   if (threadIdx.x < 32) {
-    constexpr int height = Form::waves * hopper_tile;
+    constexpr int height = Form::height;
     const int lane = threadIdx.x, each = (work.groups + 31) / 32;
     const auto tiles_of = [&](int g) {
       if (g >= work.groups) return 0;
@@ -92,20 +92,23 @@ __device__ void find_groups(const HopperCodes<TC>& work, int* first, int* tiles)
   __syncthreads();
 }
 
-// The tiles of this block, of which every role walks the same list.
+// The tiles of a ring of this block, of which every role walks the same list.
 template <class Form, class TC>
 struct HopperWalk {
   const HopperCodes<TC>& work;
   HopperGroups groups;
-  int number, group = 0;
+  int number, stride, group = 0;
 
-  __device__ HopperWalk(const HopperCodes<TC>& product, const HopperGroups& found)
-      : work(product), groups(found), number(static_cast<int>(blockIdx.x)) {}
+  __device__ HopperWalk(const HopperCodes<TC>& product, const HopperGroups& found, int ring)
+      : work(product),
+        groups(found),
+        number(static_cast<int>(blockIdx.x) * Form::rings + ring),
+        stride(static_cast<int>(gridDim.x) * Form::rings) {}
   __device__ int tiles() const { return groups.tiles[work.groups] * work.column_tiles; }
   __device__ bool next(HopperTile& tile) {
     if (number >= tiles()) return false;
     tile = hopper_tile_of<Form>(groups, number, group, work.column_tiles, work.rows, work.depth);
-    number += static_cast<int>(gridDim.x);
+    number += stride;
     return true;
   }
 };
@@ -113,14 +116,15 @@ struct HopperWalk {
 // One thread: asks for the codes of every tile, stage by stage.
 template <class Form, bool bounded, class TC>
 __device__ void bring_codes(const HopperCodes<TC>& work, const HopperMaps& maps,
-                            const HopperShared<Form>& shared, HopperWalk<Form, TC> walk) {
+                            const HopperShared<Form>& shared, HopperWalk<Form, TC> walk, int ring) {
   using Stages = HopperStages<Form>;
-  RingPlace<Stages::count> at;
+  RingPlace<Stages::ring> at;
   HopperTile tile;
   while (walk.next(tile)) {
     for (int block = 0; block < tile.blocks; ++block, at.advance()) {
-      wait_for_phase<bounded>(shared.empty(at.stage), at.parity ^ 1, 1, at.stage, work.fault);
-      const std::uint32_t full = shared.full(at.stage), a = shared.a(at.stage);
+      const int stage = ring * Stages::ring + at.stage;
+      wait_for_phase<bounded>(shared.empty(stage), at.parity ^ 1, 1, stage, work.fault);
+      const std::uint32_t full = shared.full(stage), a = shared.a(stage);
       arrive_expecting(full, Stages::arriving_bytes);
       const int k = block * hopper_tile;
       if constexpr (Form::product == Product::tn) {
@@ -128,22 +132,22 @@ __device__ void bring_codes(const HopperCodes<TC>& work, const HopperMaps& maps,
         const int scale_row = hopper_segment(tile.group, tile.first) + block;
         if constexpr (Form::turned) {
           copy_box(a, maps.a, full, scale_row * hopper_tile, tile.row);
-          copy_box(shared.b(at.stage), maps.b, full, scale_row * hopper_tile, tile.column, 0);
+          copy_box(shared.b(stage), maps.b, full, scale_row * hopper_tile, tile.column, 0);
         } else {  // 128 tokens of 128 features in a box
           for (int wave = 0; wave < Form::waves; ++wave)
             copy_box(a + wave * hopper_tile_bytes, maps.a, full, tile.row + wave * hopper_tile,
                      token);
-          copy_box(shared.b(at.stage), maps.b, full, tile.column, token, 0);
+          copy_box(shared.b(stage), maps.b, full, tile.column, token, 0);
         }
-        copy_box(shared.scales(at.stage), maps.a_scales, full, tile.row, scale_row);
-        copy_box(shared.scales(at.stage) + Stages::a_scales * 4, maps.b_scales, full, tile.column,
+        copy_box(shared.scales(stage), maps.a_scales, full, tile.row, scale_row);
+        copy_box(shared.scales(stage) + Stages::a_scales * 4, maps.b_scales, full, tile.column,
                  scale_row);
       } else {
         copy_box(a, maps.a, full, k, tile.row);
         if constexpr (Form::product == Product::nt)
-          copy_box(shared.b(at.stage), maps.b, full, k, tile.column, tile.group);
+          copy_box(shared.b(stage), maps.b, full, k, tile.column, tile.group);
         else
-          copy_box(shared.b(at.stage), maps.b, full, tile.column, k, tile.group);
+          copy_box(shared.b(stage), maps.b, full, tile.column, k, tile.group);
       }
     }
   }
@@ -179,44 +183,48 @@ __device__ void transpose_codes(const HopperCodes<TC>& work, const HopperShared<
       for (int block = 0; block < tile.blocks; ++block)
         transpose(tile.length - block * hopper_tile);
   } else {  // all tiles are alike, and TMA has brought zeros beyond the sum
-    for (; walk.number < walk.tiles(); walk.number += static_cast<int>(gridDim.x))
+    for (; walk.number < walk.tiles(); walk.number += walk.stride)
       for (int k = 0; k < work.depth; k += hopper_tile) transpose(hopper_tile);
   }
 }
 
-// Warp `warp` of eight: products of its 16 rows of every 128, with its group of four warps.
+// Warp `warp` of eight: products of its 16 rows of every wave, with its group of four warps.
 template <class Form, bool bounded, class TC>
 __device__ void multiply_tiles(const HopperCodes<TC>& work, const HopperShared<Form>& shared,
                                int warp, HopperWalk<Form, TC> walk) {
-  constexpr int waves = Form::waves, n = Form::width / 2;
-  const int lane = threadIdx.x % 32;
-  const int row = warp * 16 + lane / 4;  // in the tile, of the first accumulator
-  const std::uint64_t a_descriptor = hopper_descriptor(shared.a(0) + warp / 4 * 64 * hopper_tile);
-  const std::uint64_t b_descriptor = hopper_descriptor(shared.b(0));
   using Stages = HopperStages<Form>;
-  RingPlace<Stages::count> at;
+  constexpr int waves = Form::waves, n = Form::width / 2;
+  const int lane = threadIdx.x % 32, group = warp / 4;
+  const int first_stage = Form::apart ? group * Stages::ring : 0;
+  const int first_row = Form::apart ? 0 : group * 64;
+  const int row = first_row + warp % 4 * 16 + lane / 4;  // in the tile, of the first accumulator
+  const std::uint64_t a_descriptor = hopper_descriptor(shared.a(0) + first_row * hopper_tile);
+  const std::uint64_t b_descriptor = hopper_descriptor(shared.b(0));
+  RingPlace<Stages::ring> at;
   HopperTile tile;
   float total[waves][n], sum[n];
-  if (work.turns && warp / 4 == 1) give_turn(0);
+  const bool turns = !Form::apart && work.turns;
+  if (turns && group == 1) give_turn(0);
   while (walk.next(tile)) {
 #pragma unroll
     for (int wave = 0; wave < waves; ++wave)
 #pragma unroll
       for (int i = 0; i < n; ++i) total[wave][i] = 0;
     if (work.add) expect_tile<Form>(work, tile, row, lane);
-    HopperScales<Form::product, waves> scales(work, tile, row, lane);
+    HopperScales<Form> scales(work, tile, row, lane);
     for (int block = 0; block < tile.blocks; ++block, at.advance()) {
-      scales.begin(work, block, shared.scale_values(at.stage));
-      wait_for_phase<bounded>(shared.full(at.stage), at.parity, 3 + warp, at.stage, work.fault);
+      const int stage = first_stage + at.stage;
+      scales.begin(work, block, shared.scale_values(stage));
+      wait_for_phase<bounded>(shared.full(stage), at.parity, 3 + warp, stage, work.fault);
       if constexpr (Form::transposes)
-        wait_for_phase<bounded>(shared.ready(at.stage), at.parity, 11 + warp, at.stage, work.fault);
+        wait_for_phase<bounded>(shared.ready(stage), at.parity, 11 + warp, stage, work.fault);
 #pragma unroll
       for (int wave = 0; wave < waves; ++wave) {
         const std::uint64_t a =
-            a_descriptor + (at.stage * Stages::a_bytes + wave * hopper_tile_bytes) / 16;
-        const std::uint64_t b = b_descriptor + at.stage * Stages::b_bytes / 16;
+            a_descriptor + (stage * Stages::a_bytes + wave * Form::step * hopper_tile) / 16;
+        const std::uint64_t b = b_descriptor + stage * Stages::b_bytes / 16;
         const float2 factor = scales.factors(wave, block);
-        if (work.turns) wait_for_turn(warp / 4);
+        if (turns) wait_for_turn(group);
         hold_accumulators(sum);
         products_begin();
         multiply_codes<false>(sum, a, b);
@@ -224,20 +232,20 @@ __device__ void multiply_tiles(const HopperCodes<TC>& work, const HopperShared<F
         multiply_codes<true>(sum, a + 2 * hopper_descriptor_step, b + 2 * hopper_descriptor_step);
         multiply_codes<true>(sum, a + 3 * hopper_descriptor_step, b + 3 * hopper_descriptor_step);
         products_end();
-        if (work.turns) give_turn(1 - warp / 4);
+        if (turns) give_turn(1 - group);
         wait_for_products(sum);
         if (Form::product != Product::tn && wave + 1 == waves && lane == 0)
-          arrive(shared.empty(at.stage));
+          arrive(shared.empty(stage));
         scales.promote(total[wave], sum, factor);
       }
       if constexpr (Form::product == Product::tn) {  // the scales lie in the stage
         __syncwarp();
-        if (lane == 0) arrive(shared.empty(at.stage));
+        if (lane == 0) arrive(shared.empty(stage));
       }
     }
     store_tile<Form>(work, tile, row, lane, total);
   }
-  if (work.turns && warp / 4 == 0) wait_for_turn(0);
+  if (turns && group == 0) wait_for_turn(0);
 }
 
 template <class Form, bool bounded, class TC>
@@ -254,18 +262,19 @@ __global__ void __launch_bounds__(hopper_threads, 1)
     for (int stage = 0; stage < HopperStages<Form>::count; ++stage) {
       barrier_init(shared.full(stage), 1);
       barrier_init(shared.ready(stage), 3);
-      barrier_init(shared.empty(stage), 8);
+      barrier_init(shared.empty(stage), Form::apart ? 4 : 8);
     }
     if (shared.start % 1024 != 0) __trap();
     barriers_are_ready();
   }
   find_groups<Form>(work, shared.first(), shared.tiles());
 
-  const HopperWalk<Form, TC> walk(work, {shared.first(), shared.tiles()});
+  const int ring = !Form::apart ? 0 : warp < 4 ? warp % 2 : warp / 4 - 1;
+  const HopperWalk<Form, TC> walk(work, {shared.first(), shared.tiles()}, ring);
   if (warp < 4) {
     shrink_registers<HopperRegisters<Form>::bringing>();
-    if (warp == 0) {
-      if (threadIdx.x == 0) bring_codes<Form, bounded>(work, maps, shared, walk);
+    if (warp < Form::rings) {
+      if (threadIdx.x % 32 == 0) bring_codes<Form, bounded>(work, maps, shared, walk, ring);
     } else if constexpr (Form::transposes) {
       transpose_codes<Form, bounded>(work, shared, warp - 1, walk);
     }

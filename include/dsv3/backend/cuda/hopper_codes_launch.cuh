@@ -97,10 +97,11 @@ void launch_hopper_form(Cuda& cuda, const char* caller, const HopperMaps& maps,
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
              caller, "cudaFuncSetAttribute", sizes);
   work.column_tiles = static_cast<int>(groups_of(work.columns, Form::width));
-  const Index down = groups_of(work.rows, Form::waves * hopper_tile);
+  const Index down = groups_of(work.rows, Form::height);
   const Index most = Form::product == Product::tn ? down * work.groups : down + work.groups - 1;
-  const Index tiles = most * work.column_tiles, at_once = cuda.multiprocessors();
-  kernel<<<static_cast<unsigned>(tiles < at_once ? tiles : at_once), hopper_threads, bytes,
+  const Index blocks = groups_of(most * work.column_tiles, Form::rings);
+  const Index at_once = cuda.multiprocessors();
+  kernel<<<static_cast<unsigned>(blocks < at_once ? blocks : at_once), hopper_threads, bytes,
            cuda.stream()>>>(maps, work);
   check_cuda(cudaGetLastError(), caller, "launch", sizes);
 }
@@ -108,7 +109,11 @@ void launch_hopper_form(Cuda& cuda, const char* caller, const HopperMaps& maps,
 template <Product p, bool turned, bool bounded, class TC>
 void launch_hopper_codes(Cuda& cuda, const char* caller, const HopperMaps& maps,
                          HopperCodes<TC> work, const HopperCut& cut) {
-  work.turns = cut.turns;
+  work.turns = cut.turns && !cut.apart;
+  if constexpr (p == Product::nt || turned)
+    if (cut.apart)
+      return launch_hopper_form<HopperForm<p, turned, 2, 128, true>, bounded>(cuda, caller, maps,
+                                                                              work);
   if (cut.waves == 2)
     return launch_hopper_form<HopperForm<p, turned, 2, 128>, bounded>(cuda, caller, maps, work);
   if constexpr (p == Product::nt)
@@ -126,7 +131,7 @@ void run_hopper_codes(Cuda& cuda, const char* caller, const Quantized<CA>& a,
   auto work = hopper_work(cuda, c, 0, a.extent(1), b.extent(0), offsets, output);
   take_scales<p>(work, a, b, 0);
   HopperMaps maps;
-  maps.a = tensor_map(caller, codes_shape(a.codes, hopper_tile * cut.waves));
+  maps.a = tensor_map(caller, codes_shape(a.codes, cut.height()));
   maps.b = tensor_map(caller, codes_shape(b.codes, p == Product::nt ? cut.width : hopper_tile));
   maps.a_scales = maps.b_scales = maps.a;
   launch_hopper_codes<p, false, bounded>(cuda, caller, maps, work, cut);
@@ -141,7 +146,7 @@ void run_hopper_codes_tn(Cuda& cuda, const char* caller, const Quantized<CA>& a,
   HopperMaps maps;
   maps.a = tensor_map(caller, codes_shape(a.codes, hopper_tile));
   maps.b = tensor_map(caller, codes_shape(stack_of_one(b).codes, hopper_tile));
-  maps.a_scales = tensor_map(caller, scales_shape(a.scales, 0, cut.waves * hopper_tile));
+  maps.a_scales = tensor_map(caller, scales_shape(a.scales, 0, cut.height()));
   maps.b_scales = tensor_map(caller, scales_shape(b.scales, 0, hopper_tile));
   launch_hopper_codes<Product::tn, false, bounded>(cuda, caller, maps, work, cut);
 }

@@ -29,8 +29,9 @@ struct HopperCodes {
 
 // nt, nn: a in groups of 1 x 128, b in blocks of 128 x 128. The four lanes that share a row read
 // the scales of four blocks of 128 each, two such groups ahead of their use.
-template <Product p, int waves>
+template <class Form, Product p = Form::product>
 struct HopperScales {
+  static constexpr int waves = Form::waves;
   int row, b, last, lane;  // b: offset of its scale of the first 128
   float a_next[2 * waves], b_next, scale[2 * waves];
 
@@ -47,7 +48,7 @@ struct HopperScales {
     const int wanted = block + lane % 4, at = wanted < last ? wanted : last;
 #pragma unroll
     for (int i = 0; i < 2 * waves; ++i) {
-      const int down = row + i / 2 * hopper_tile + i % 2 * 8;
+      const int down = row + i / 2 * Form::step + i % 2 * 8;
       const int inside = down < work.rows ? down : work.rows - 1;
       a_next[i] = __ldg(work.a_scales + (inside * work.a_row + at * work.a_block));
     }
@@ -77,8 +78,8 @@ struct HopperScales {
 };
 
 // tn: both in groups of 128 x 1, in the stage's shared memory.
-template <int waves>
-struct HopperScales<Product::tn, waves> {
+template <class Form>
+struct HopperScales<Form, Product::tn> {
   int row, quarter;
   const float* values;
 
@@ -92,10 +93,11 @@ struct HopperScales<Product::tn, waves> {
   }
 
   __device__ float2 factors(int wave, int) const {
-    return make_float2(values[wave * hopper_tile + row], values[wave * hopper_tile + row + 8]);
+    const float* from = values + wave * Form::step + row;
+    return make_float2(from[0], from[8]);
   }
   __device__ void promote(float (&total)[64], const float (&sum)[64], float2 factor) const {
-    const auto* b = reinterpret_cast<const float2*>(values + waves * hopper_tile) + quarter;
+    const auto* b = reinterpret_cast<const float2*>(values + Form::height) + quarter;
 #pragma unroll
     for (int i = 0; i < 64; i += 4) {
       const float2 pair = b[i];

@@ -29,7 +29,7 @@ void run_turned_nn(Cuda& cuda, const char* caller, const Quantized<CA>& a,
                    const View<const Index, 1>& offsets, Output output, const HopperCut& cut,
                    Index stripe) {
   HopperMaps maps;
-  maps.a = tensor_map(caller, codes_shape(a.codes, hopper_tile * cut.waves));
+  maps.a = tensor_map(caller, codes_shape(a.codes, cut.height()));
   for (Index first = 0; first < c.extent(1); first += stripe) {
     const Index columns = least_of(stripe, c.extent(1) - first);
     const auto turned = turned_stripe(cuda.workspace(), b.extent(0), columns, b.extent(1));
@@ -65,9 +65,9 @@ void run_turned_tn(Cuda& cuda, const char* caller, const Quantized<CA>& a, const
     const auto part = part_of(c, row, a_turned.extent(1), column, b_turned.extent(1));
     const auto work = hopper_work(cuda, part, c_group, a.extent(0), groups, offsets, output);
     HopperMaps maps;
-    maps.a = tensor_map(caller, codes_shape(a_turned[0], hopper_tile * cut.waves));
+    maps.a = tensor_map(caller, codes_shape(a_turned[0], cut.height()));
     maps.b = tensor_map(caller, codes_shape(b_turned, hopper_tile));
-    maps.a_scales = tensor_map(caller, scales_shape(a.scales, row, cut.waves * hopper_tile));
+    maps.a_scales = tensor_map(caller, scales_shape(a.scales, row, cut.height()));
     maps.b_scales = tensor_map(caller, scales_shape(b.scales, column, hopper_tile));
     launch_hopper_codes<Product::tn, true, bounded>(cuda, caller, maps, work, cut);
   };

@@ -16,12 +16,17 @@ constexpr int hopper_most_groups = 512;
 constexpr int hopper_tile_bytes = hopper_tile * hopper_tile;
 
 // A form of the kernel. The bits of the result depend on the product alone.
-template <Product p, bool codes_turned, int tile_waves, int tile_width>
+template <Product p, bool codes_turned, int tile_waves, int tile_width, bool tiles_apart = false>
 struct HopperForm {
   static constexpr Product product = p;
   // tn of operands whose codes lie along the tokens, as turn_codes_kernel leaves them.
   static constexpr bool turned = codes_turned;
   static constexpr int waves = tile_waves, width = tile_width;
+  // Each group of warps has a tile and a ring of stages of its own: one stores while the other
+  // multiplies. Rows of a tile; those from one wave of a group to its next.
+  static constexpr bool apart = tiles_apart;
+  static constexpr int rings = apart ? 2 : 1;
+  static constexpr int height = apart ? 64 * waves : 128 * waves, step = apart ? 64 : 128;
   // wgmma wants codes that lie along the sum: whether the kernel has to transpose tiles.
   static constexpr bool transposes = p != Product::nt && !turned;
 };
@@ -54,12 +59,13 @@ DSV3_HD constexpr int hopper_fragment_column(int thread, int i) {
 // One stage of the ring in shared memory: a tile of a, a tile of b and, for tn, their scales.
 template <class Form>
 struct HopperStages {
-  static_assert(Form::waves == 1 || Form::waves == 2);
+  static_assert(Form::waves == 2 || (Form::waves == 1 && !Form::apart));
   static_assert(Form::width == hopper_tile || (Form::width == 64 && Form::product == Product::nt));
-  static constexpr int count = Form::waves == 2 ? 4 : Form::width == 64 ? 8 : 6;
-  static constexpr int a_bytes = Form::waves * hopper_tile_bytes;
+  static constexpr int count = Form::height == 256 ? 4 : Form::width == 64 ? 8 : 6;
+  static constexpr int ring = count / Form::rings;  // of each ring
+  static constexpr int a_bytes = Form::height * hopper_tile;
   static constexpr int b_bytes = Form::width * hopper_tile;
-  static constexpr int a_scales = Form::product == Product::tn ? Form::waves * hopper_tile : 0;
+  static constexpr int a_scales = Form::product == Product::tn ? Form::height : 0;
   static constexpr int b_scales = Form::product == Product::tn ? hopper_tile : 0;
   static constexpr int scale_bytes = (a_scales + b_scales) * 4;
   static constexpr int arriving_bytes = a_bytes + b_bytes + scale_bytes;
@@ -112,9 +118,9 @@ DSV3_HD constexpr HopperTile hopper_tile_of(const HopperGroups& groups, int inde
   while (index >= groups.tiles[group + 1] * columns) ++group;
   const int before = groups.tiles[group];
   const auto place = hopper_place(index - before * columns, groups.tiles[group + 1] - before,
-                                  columns, Form::waves == 2 ? 8 : 16);
+                                  columns, Form::height == 256 ? 8 : 16);
   const int first = groups.first[group], next = groups.first[group + 1];
-  const int row = place.row * Form::waves * hopper_tile, column = place.column * Form::width;
+  const int row = place.row * Form::height, column = place.column * Form::width;
   if constexpr (Form::product == Product::tn) {
     const int blocks = (next - first + hopper_tile - 1) / hopper_tile;
     return {group, row, rows, column, blocks, first, next - first};
@@ -127,6 +133,9 @@ DSV3_HD constexpr HopperTile hopper_tile_of(const HopperGroups& groups, int inde
 struct HopperCut {
   int waves, width;
   bool turns = true;  // groups of warps take turns
+  bool apart = false;
+
+  constexpr int height() const { return apart ? 64 * waves : 128 * waves; }
 };
 
 // The cut that is done first, by the steps that a multiprocessor makes: the larger tiles do most
