@@ -16,7 +16,7 @@ namespace dsv3 {
 namespace {
 
 using namespace fixture;
-using fixture::Buffer;
+using fixture::Buffer;  // not dsv3::Buffer
 
 // Elements of rows [from, from + count) of a and [other, other + count) of b with unequal bits.
 template <class T, int Rank>

@@ -189,13 +189,6 @@ __device__ __forceinline__ void attention_hopper_bring(const AttentionTask& in,
   }
 }
 
-// Barriers of the two multiplying groups: `group` waits for its turn; the other one may take it.
-__device__ __forceinline__ void wait_for_turn(int group) {
-  asm volatile("bar.sync %0, 256;" ::"r"(1 + group) : "memory");
-}
-__device__ __forceinline__ void give_turn(int group) {
-  asm volatile("bar.arrive %0, 256;" ::"r"(1 + group) : "memory");
-}
 // A barrier of the 128 threads of a multiplying group.
 __device__ __forceinline__ void sync_group(int group) {
   asm volatile("bar.sync %0, 128;" ::"r"(3 + group) : "memory");
