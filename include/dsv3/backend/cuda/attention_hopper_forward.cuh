@@ -91,6 +91,10 @@ struct AttentionHopperRows {
     for (int half = 0; half < 2; ++half)
       denominator[half] = fmaf(denominator[half], keep[half], total[half][0] + total[half][1]);
   }
+  // Of what all weights have gone into.
+  __device__ __forceinline__ std::uint32_t bits() const {
+    return __float_as_uint(denominator[0]) | __float_as_uint(denominator[1]);
+  }
   __device__ __forceinline__ void pack() {
 #pragma unroll
     for (int i = 0; i < 32; ++i) p[i] = pack_bf16(s[2 * i], s[2 * i + 1]);
@@ -194,6 +198,8 @@ __device__ __forceinline__ void attention_hopper_multiply(
       arrive_warp(shared.k_empty(k_at.stage));
       k_at.advance();
       weigh(keep);
+      hold_accumulators(own.s);
+      compute_before_wait(own.bits(), fault);
       wait_for_series<0>();
       hold_accumulators(own.sum);
       hold_operands(own.p);

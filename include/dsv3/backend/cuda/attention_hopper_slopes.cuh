@@ -80,6 +80,12 @@ struct AttentionHopperSlopes {
       if (column < from + half * later_from || column >= to + half * later_to) s[i] = 0;
     }
   }
+  __device__ __forceinline__ std::uint32_t bits() const {
+    std::uint32_t all = 0;
+#pragma unroll
+    for (int i = 0; i < 32; ++i) all |= __float_as_uint(s[i]);
+    return all;
+  }
   __device__ __forceinline__ void pack() {
 #pragma unroll
     for (int i = 0; i < 16; ++i) p[i] = pack_bf16(s[2 * i], s[2 * i + 1]);
@@ -208,6 +214,8 @@ __device__ __forceinline__ void attention_hopper_multiply_steps(
         own.slope(delta, numbers());
       }
       mask(t);
+      hold_sums(own.s);
+      compute_before_wait(own.bits(), fault);
       wait_for_series<0>();
       hold_sums(own.sum);
       hold_operands(own.p);

@@ -28,6 +28,18 @@ __device__ __forceinline__ void hold_operands(std::uint32_t (&a)[count]) {
 #pragma unroll
   for (int i = 0; i < count; ++i) asm volatile("" : "+r"(a[i])::"memory");
 }
+// What x is computed from stays before the next wait: the compiler takes this for a store there,
+// which happens where `never` is null. Left alone it waits first, and computes nothing meanwhile.
+__device__ __forceinline__ void compute_before_wait(std::uint32_t x, const void* never) {
+  asm volatile(
+      "{\n"
+      ".reg .pred null;\n"
+      "setp.eq.u64 null, %1, 0;\n"
+      "@null st.shared.u32 [%0], %0;\n"
+      "}" ::"r"(x),
+      "l"(never)
+      : "memory");
+}
 // Until at most `pending` series of products are on their way.
 template <int pending>
 __device__ __forceinline__ void wait_for_series() {
