@@ -12,9 +12,10 @@
 namespace gpu {
 
 /// One folder of tests/golden: every array within golden_check's tolerances.
-inline void check_golden_data(const std::string& name, auto&& check) {
+inline void check_golden_data(const std::string& name, auto&& check,
+                              const dsv3::CudaOptions& options = {}) {
   if (!available()) return;
-  dsv3::Cuda cuda;
+  dsv3::Cuda cuda(options);
   golden::Counts counts;
   check(std::string(DSV3_TEST_DATA "/golden/") + name, cuda, counts);
   INFO(name);
