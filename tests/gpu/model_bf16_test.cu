@@ -2,11 +2,11 @@
 #include "model_cases.hpp"
 
 TEST_CASE("Bf16: training on a GPU agrees with Cpu") {
-  gpu::check_training<dsv3::Bf16>(3e-2);  // a few roundings of 2^-9 the other way
+  gpu::check_training<dsv3::Bf16>(3e-2, 3e-2);  // a few roundings of 2^-8 the other way
 }
 
 TEST_CASE("Bf16: fifty steps on a GPU lose what they lose on Cpu") {
-  gpu::check_parity<dsv3::Bf16>(1e-2);  // roundings of 2^-9 that fifty steps carry on
+  gpu::check_parity<dsv3::Bf16>(2e-2);  // roundings of 2^-8 that fifty steps carry on
 }
 
 TEST_CASE("Bf16: generation from a cache of e4m3 runs on a GPU") {

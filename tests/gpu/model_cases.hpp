@@ -3,38 +3,42 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "program.hpp"
 
 namespace gpu {
 
-/// Figures agree relative to their size.
-inline void check_close(const char* what, const std::vector<double>& a,
-                        const std::vector<double>& b, double tolerance) {
+/// Figures of small::train agree relative to their size; gradient norms, every fourth of the first
+/// twelve, have a tolerance of their own.
+inline void check_close(const std::string& what, const std::vector<double>& a,
+                        const std::vector<double>& b, double tolerance, double of_norms) {
   REQUIRE(a.size() == b.size());
-  double worst = 0;
+  double worst[2] = {};
   for (std::size_t i = 0; i < a.size(); ++i) {
+    const bool norm = i % 4 == 3 && i < 12;
     const double error = std::fabs(a[i] - b[i]) / std::fabs(b[i]);
     INFO("figure ", i, ": ", a[i], " beside ", b[i]);
-    CHECK(error <= tolerance);
-    worst = error > worst ? error : worst;
+    CHECK(error <= (norm ? of_norms : tolerance));
+    worst[norm] = std::max(worst[norm], error);
   }
-  std::printf("%s: largest relative difference %.3g of %.3g\n", what, worst, tolerance);
+  std::printf("%s: largest relative difference of losses %.3g of %.3g, of norms %.3g of %.3g\n",
+              what.c_str(), worst[0], tolerance, worst[1], of_norms);
 }
 
 /// Three steps and an evaluation of small::train on both, and again: the same bits.
 template <class P>
-void check_training(double tolerance) {
+void check_training(double tolerance, double of_norms) {
   if (!available()) return;
   dsv3::Cpu cpu(1);
   dsv3::Cuda cuda, again, own({.vendor_products = false, .hopper_kernels = false});
   const auto reference = small::train<P>(cpu), first = small::train<P>(cuda);
-  check_close(P::name, first.figures, reference.figures, tolerance);
+  check_close(P::name, first.figures, reference.figures, tolerance, of_norms);
   CHECK(small::train<P>(again).hash == first.hash);
   const auto portable = small::train<P>(own);
-  check_close((std::string(P::name) + ", portable kernels").c_str(), portable.figures,
-              reference.figures, tolerance);
+  check_close(std::string(P::name) + ", portable kernels", portable.figures, reference.figures,
+              tolerance, of_norms);
 }
 
 /// A model with sizes that the fast kernels take: heads of 128 + 64, widths in multiples of 128.
@@ -72,20 +76,28 @@ std::vector<double> losses(Backend& backend, int steps) {
   return result;
 }
 
-/// Fifty steps on both; the mean of the last ten losses agrees, and both have learned.
+/// Fifty steps on both: the means of all losses agree, and both have learned. Rounding that goes
+/// the other way takes a run apart, so that single late losses say little.
 template <class P>
 void check_parity(double tolerance) {
   if (!available()) return;
   dsv3::Cpu cpu;
   dsv3::Cuda cuda;
   const auto ours = losses<P>(cuda, 50), theirs = losses<P>(cpu, 50);
-  double a = 0, b = 0;
-  for (std::size_t i = 40; i < 50; ++i) a += ours[i] / 10, b += theirs[i] / 10;
-  std::printf("%s: loss %.4f -> %.4f on the GPU, %.4f -> %.4f on Cpu\n", P::name, ours[0], a,
-              theirs[0], b);
+  const auto mean = [](const std::vector<double>& x, std::size_t first) {
+    double sum = 0;
+    for (std::size_t i = first; i < x.size(); ++i) sum += x[i];
+    return sum / static_cast<double>(x.size() - first);
+  };
+  const double a = mean(ours, 0), b = mean(theirs, 0);
+  std::printf(
+      "%s: mean loss of 50 steps %.4f on the GPU, %.4f on Cpu; first %.4f, %.4f; last ten %.4f, "
+      "%.4f\n",
+      P::name, a, b, ours[0], theirs[0], mean(ours, 40), mean(theirs, 40));
   CHECK(std::fabs(ours[0] - theirs[0]) <= tolerance * theirs[0]);
   CHECK(std::fabs(a - b) <= tolerance * b);
-  CHECK(a < 0.8 * ours[0]);
+  CHECK(mean(ours, 40) < 0.3 * ours[0]);
+  CHECK(mean(theirs, 40) < 0.3 * theirs[0]);
 }
 
 }  // namespace gpu

@@ -2,7 +2,8 @@
 #include "model_cases.hpp"
 
 TEST_CASE("Fp8: training on a GPU agrees with Cpu") {
-  gpu::check_training<dsv3::Fp8>(1e-1);  // a few codes the other way, which differ by up to 2^-3
+  // A few codes the other way, which differ by up to 2^-3; a gradient is a product of two.
+  gpu::check_training<dsv3::Fp8>(1e-1, 0.25);
 }
 
 TEST_CASE("Fp8: fifty steps on a GPU lose what they lose on Cpu") {

@@ -52,32 +52,30 @@ std::vector<std::uint32_t> core(Backend& backend) {
   return bits;
 }
 
-/// Sizes of what the host and the device hand each other: one layout, whichever compiler.
-inline std::vector<std::size_t> layout() {
-  using Transformer = dsv3::Transformer<dsv3::Bf16>;
-  return {sizeof(View<float, 1>),
-          sizeof(View<float, 3>),
-          sizeof(dsv3::ModelConfig),
-          sizeof(dsv3::Philox),
-          sizeof(dsv3::Batch),
-          sizeof(dsv3::DeviceLevel),
-          sizeof(dsv3::Block<dsv3::Bf16>),
-          sizeof(Transformer),
-          sizeof(Transformer::Pass),
-          sizeof(dsv3::Cuda),
-          sizeof(dsv3::Model<dsv3::Bf16, dsv3::Cuda>),
-          sizeof(dsv3::StepReport),
-          sizeof(dsv3::Quantized<dsv3::e4m3>),
-          sizeof(dsv3::QuantizedWeightStack<dsv3::e4m3>),
-          sizeof(dsv3::PackedE5m6),
-          sizeof(dsv3::Block<dsv3::Fp8>),
-          sizeof(dsv3::Transformer<dsv3::Fp8>),
-          sizeof(dsv3::Model<dsv3::Fp8, dsv3::Cuda>),
-          sizeof(CoreRow)};
-}
+/// Sizes of what the host and the device hand each other: as this file's
+/// compiler sees them. No inline function: all files would call one and the same.
+constexpr std::size_t sizes[] = {sizeof(View<float, 1>),
+                                 sizeof(View<float, 3>),
+                                 sizeof(dsv3::ModelConfig),
+                                 sizeof(dsv3::Philox),
+                                 sizeof(dsv3::Batch),
+                                 sizeof(dsv3::DeviceLevel),
+                                 sizeof(dsv3::Block<dsv3::Bf16>),
+                                 sizeof(dsv3::Transformer<dsv3::Bf16>),
+                                 sizeof(dsv3::Transformer<dsv3::Bf16>::Pass),
+                                 sizeof(dsv3::Cuda),
+                                 sizeof(dsv3::Model<dsv3::Bf16, dsv3::Cuda>),
+                                 sizeof(dsv3::StepReport),
+                                 sizeof(dsv3::Quantized<dsv3::e4m3>),
+                                 sizeof(dsv3::QuantizedWeightStack<dsv3::e4m3>),
+                                 sizeof(dsv3::PackedE5m6),
+                                 sizeof(dsv3::Block<dsv3::Fp8>),
+                                 sizeof(dsv3::Transformer<dsv3::Fp8>),
+                                 sizeof(dsv3::Model<dsv3::Fp8, dsv3::Cuda>),
+                                 sizeof(CoreRow)};
 
 /// The same, as nvcc sees it.
-std::vector<std::size_t> layout_of_nvcc();
+std::vector<std::size_t> sizes_of_nvcc();
 
 /// True where there is a GPU to run on; else says once why not.
 inline bool available() {

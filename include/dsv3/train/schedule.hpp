@@ -88,9 +88,9 @@ struct Schedule {
     check_at_most("Schedule::scaled", "zero", 0, "warm-up steps", warmup);
     Schedule s = *this;
     const double by = static_cast<double>(total) / static_cast<double>(end);
-    for (Index Schedule::*at :
-         {&Schedule::constant_until, &Schedule::cosine_until, &Schedule::low_until,
-          &Schedule::mtp_lambda_until, &Schedule::bias_until, &Schedule::batch_until})
+    using Tokens = Index Schedule::*;
+    for (Tokens at : {&Schedule::constant_until, &Schedule::cosine_until, &Schedule::low_until,
+                      &Schedule::mtp_lambda_until, &Schedule::bias_until, &Schedule::batch_until})
       s.*at = static_cast<Index>(static_cast<double>(s.*at) * by + 0.5);
     s.end = total;
     s.low_lr *= peak / peak_lr;
