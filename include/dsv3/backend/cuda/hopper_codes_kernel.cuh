@@ -203,8 +203,8 @@ __device__ void multiply_tiles(const HopperCodes<TC>& work, const HopperShared<F
   RingPlace<Stages::ring> at;
   HopperTile tile;
   float total[waves][n], sum[n];
-  const bool turns = !Form::apart && work.turns;
-  if (turns && group == 1) give_turn(0);
+  const bool ordered = !Form::apart && work.ordered;
+  if (ordered && group == 1) give_turn(0);
   while (walk.next(tile)) {
 #pragma unroll
     for (int wave = 0; wave < waves; ++wave)
@@ -224,7 +224,7 @@ __device__ void multiply_tiles(const HopperCodes<TC>& work, const HopperShared<F
             a_descriptor + (stage * Stages::a_bytes + wave * Form::step * hopper_tile) / 16;
         const std::uint64_t b = b_descriptor + stage * Stages::b_bytes / 16;
         const float2 factor = scales.factors(wave, block);
-        if (turns) wait_for_turn(group);
+        if (ordered) wait_for_turn(group);
         hold_accumulators(sum);
         products_begin();
         multiply_codes<false>(sum, a, b);
@@ -232,7 +232,7 @@ __device__ void multiply_tiles(const HopperCodes<TC>& work, const HopperShared<F
         multiply_codes<true>(sum, a + 2 * hopper_descriptor_step, b + 2 * hopper_descriptor_step);
         multiply_codes<true>(sum, a + 3 * hopper_descriptor_step, b + 3 * hopper_descriptor_step);
         products_end();
-        if (turns) give_turn(1 - group);
+        if (ordered) give_turn(1 - group);
         wait_for_products(sum);
         if (Form::product != Product::tn && wave + 1 == waves && lane == 0)
           arrive(shared.empty(stage));
@@ -245,7 +245,7 @@ __device__ void multiply_tiles(const HopperCodes<TC>& work, const HopperShared<F
     }
     store_tile<Form>(work, tile, row, lane, total);
   }
-  if (turns && group == 0) wait_for_turn(0);
+  if (ordered && group == 0) wait_for_turn(0);
 }
 
 template <class Form, bool bounded, class TC>

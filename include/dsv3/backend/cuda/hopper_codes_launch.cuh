@@ -109,7 +109,7 @@ void launch_hopper_form(Cuda& cuda, const char* caller, const HopperMaps& maps,
 template <Product p, bool turned, bool bounded, class TC>
 void launch_hopper_codes(Cuda& cuda, const char* caller, const HopperMaps& maps,
                          HopperCodes<TC> work, const HopperCut& cut) {
-  work.turns = cut.turns && !cut.apart;
+  work.ordered = cut.ordered && !cut.apart;
   if constexpr (p == Product::nt || turned)
     if (cut.apart)
       return launch_hopper_form<HopperForm<p, turned, 2, 128, true>, bounded>(cuda, caller, maps,

@@ -22,8 +22,8 @@ struct HopperCodes {
   int a_row, a_block, b_group, b_column, b_block;
   int column_tiles;  // of a row of c
   bool add;
-  bool turns;   // groups of warps take turns
-  bool vector;  // rows of c at multiples of 16 bytes
+  bool ordered;  // groups of warps take turns at the tensor cores
+  bool vector;   // rows of c at multiples of 16 bytes
   Cuda::Fault* fault;
 };
 

@@ -132,7 +132,7 @@ DSV3_HD constexpr HopperTile hopper_tile_of(const HopperGroups& groups, int inde
 // How a product is cut into tiles. The bits of the result do not depend on it.
 struct HopperCut {
   int waves, width;
-  bool turns = true;  // groups of warps take turns
+  bool ordered = true;  // groups of warps take turns at the tensor cores
   bool apart = false;
 
   constexpr int height() const { return apart ? 64 * waves : 128 * waves; }
