@@ -279,11 +279,13 @@ inline void check_against_double(Case& c, bool with_backward) {
       const double log_sum = most + std::log(total);
       lse.add(t, place, h, 0, c.lse.host(t, h), log_sum, 1e-5 * (1 + std::abs(log_sum)));
       Numbers out(d_v), out_size(d_v);
-      for (Index j = first; j <= own; ++j)
+      for (Index j = first; j <= own; ++j) {
+        const double weight = std::exp(s[j - first] - log_sum);
         for (Index d = 0; d < d_v; ++d) {
-          const double term = std::exp(s[j - first] - log_sum) * value[j * d_v + d];
+          const double term = weight * value[j * d_v + d];
           out[d] += term, out_size[d] += std::abs(term);
         }
+      }
       for (Index d = 0; d < d_v; ++d)
         o.add(t, place, h, d, at(c.o.host(t, h, d)), out[d],
               step * (out_size[d] + std::abs(out[d])) + tiny);
