@@ -71,8 +71,6 @@ TEST_CASE("Hopper's tiles cover every row of every group once") {
       for (int blocks : {1, 3, 66}) {
         check_cover<Form<Product::nt, 1>>(offsets, offsets.back(), columns, blocks);
         check_cover<Form<Product::nt, 1, 64>>(offsets, offsets.back(), columns, blocks);
-        check_cover<HopperForm<Product::nt, false, 2, 128, true>>(offsets, offsets.back(), columns,
-                                                                  blocks);
         check_cover<Form<Product::nn, 2>>(offsets, offsets.back(), columns, blocks);
         check_cover<Form<Product::tn, 1>>(offsets, 300, columns, blocks);
         check_cover<Form<Product::tn, 2>>(offsets, 37, columns, blocks);
@@ -189,7 +187,6 @@ TEST_CASE("Hopper's stages lie one behind the other in a block's shared memory")
   check_stages<Form<Product::nn, 2>>();
   check_stages<Form<Product::tn, 1>>();
   check_stages<HopperForm<Product::tn, true, 2, 128>>();
-  check_stages<HopperForm<Product::tn, true, 2, 128, true>>();
 }
 
 TEST_CASE("Swizzle and descriptor are those of 128-byte rows") {

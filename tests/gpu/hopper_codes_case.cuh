@@ -222,10 +222,7 @@ struct Way {
 
   bool turned() const { return turns.b > 0; }
   std::string name() const {
-    std::string text = "cut " + std::to_string(cut.waves) + " " + std::to_string(cut.width) +
-                       (cut.apart     ? " apart"
-                        : cut.ordered ? ""
-                                      : " free");
+    std::string text = "cut " + std::to_string(cut.waves) + " " + std::to_string(cut.width);
     if (turned()) text += " stripes " + std::to_string(turns.a) + " " + std::to_string(turns.b);
     return turns.a_inside ? text + " a inside" : text;
   }

@@ -8,22 +8,19 @@ namespace hopper_test {
 // Every form of the kernel, and turned stripes of one tile, of some, and of all.
 template <Product p>
 std::vector<Way> ways_of(Index rows, Index columns) {
-  std::vector<Way> ways = {{{1, 128}}, {{2, 128}}, {{2, 128, false}}};
-  const detail::HopperCut apart{2, 128, false, true};
-  if constexpr (p == Product::nt) ways.insert(ways.end(), {{{1, 64}}, {apart}});
+  std::vector<Way> ways = {{{1, 128}}, {{2, 128}}};
+  if constexpr (p == Product::nt) ways.push_back({{1, 64}});
   const Index a = detail::hopper_whole_tiles(rows), b = detail::hopper_whole_tiles(columns);
   if constexpr (p == Product::nn) {
     ways.push_back({{2, 128}, {0, 128}});
     ways.push_back({{1, 128}, {0, 256}});
     ways.push_back({{1, 64}, {0, b}});
-    ways.push_back({apart, {0, b}});
   }
   if constexpr (p == Product::tn) {
     ways.push_back({{1, 128}, {128, 128}});
     ways.push_back({{2, 128}, {256, 128, true}});
     ways.push_back({{2, 128}, {a, b}});
-    ways.push_back({apart, {a, b}});
-    ways.push_back({apart, {128, 256}});
+    ways.push_back({{1, 128}, {128, 256}});
   }
   return ways;
 }
@@ -211,19 +208,16 @@ template <Product p, class TC>
 void time_product(Cuda& cuda, const char* name, const Sizes& s, Output output) {
   const Operands<p> x(cuda, s.offsets, s.rows, s.columns, s.depth, false);
   const Result<p, TC, false> r(cuda, x, 0);
-  std::vector<Way> ways = {{{1, 128}}, {{2, 128}}, {{2, 128, false}}};
-  const detail::HopperCut apart{2, 128, false, true};
-  if constexpr (p == Product::nt) ways.push_back({apart});
+  std::vector<Way> ways = {{{1, 128}}, {{2, 128}}};
   if constexpr (p == Product::nt)
-    if (x.rows / x.groups <= 256) ways.insert(ways.end(), {{{1, 64}}, {{1, 64, false}}});
+    if (x.rows / x.groups <= 256) ways.push_back({{1, 64}});
   detail::HopperTurns turns{};
   if constexpr (p == Product::nn)
     turns.b = detail::hopper_stripe(x.groups, x.columns, x.depth, Cuda::workspace_bytes);
   if constexpr (p == Product::tn)
     turns = detail::hopper_turns(x.groups, x.rows, x.columns, x.depth, Cuda::workspace_bytes);
   if (turns.b > 0)
-    for (const auto& cut : {ways[0].cut, ways[1].cut, ways[2].cut, apart})
-      ways.push_back({cut, turns});
+    for (const auto& cut : {ways[0].cut, ways[1].cut}) ways.push_back({cut, turns});
   std::printf("%s %-28s", p == Product::nt ? "nt" : p == Product::nn ? "nn" : "tn", name);
   const auto print = [&](const std::string& way, double us) {
     std::printf("  %s: %.1f us %.0f TFLOP/s;", way.c_str(), us, x.flops() / (1e6 * us));

@@ -92,18 +92,18 @@ __device__ void find_groups(const HopperCodes<TC>& work, int* first, int* tiles)
   __syncthreads();
 }
 
-// The tiles of a ring of this block, of which every role walks the same list.
+// The tiles of this block, of which every role walks the same list.
 template <class Form, class TC>
 struct HopperWalk {
   const HopperCodes<TC>& work;
   HopperGroups groups;
   int number, stride, group = 0;
 
-  __device__ HopperWalk(const HopperCodes<TC>& product, const HopperGroups& found, int ring)
+  __device__ HopperWalk(const HopperCodes<TC>& product, const HopperGroups& found)
       : work(product),
         groups(found),
-        number(static_cast<int>(blockIdx.x) * Form::rings + ring),
-        stride(static_cast<int>(gridDim.x) * Form::rings) {}
+        number(static_cast<int>(blockIdx.x)),
+        stride(static_cast<int>(gridDim.x)) {}
   __device__ int tiles() const { return groups.tiles[work.groups] * work.column_tiles; }
   __device__ bool next(HopperTile& tile) {
     if (number >= tiles()) return false;
@@ -116,13 +116,13 @@ struct HopperWalk {
 // One thread: asks for the codes of every tile, stage by stage.
 template <class Form, bool bounded, class TC>
 __device__ void bring_codes(const HopperCodes<TC>& work, const HopperMaps& maps,
-                            const HopperShared<Form>& shared, HopperWalk<Form, TC> walk, int ring) {
+                            const HopperShared<Form>& shared, HopperWalk<Form, TC> walk) {
   using Stages = HopperStages<Form>;
-  RingPlace<Stages::ring> at;
+  RingPlace<Stages::count> at;
   HopperTile tile;
   while (walk.next(tile)) {
     for (int block = 0; block < tile.blocks; ++block, at.advance()) {
-      const int stage = ring * Stages::ring + at.stage;
+      const int stage = at.stage;
       wait_for_phase<bounded>(shared.empty(stage), at.parity ^ 1, 1, stage, work.fault);
       const std::uint32_t full = shared.full(stage), a = shared.a(stage);
       arrive_expecting(full, Stages::arriving_bytes);
@@ -195,16 +195,13 @@ __device__ void multiply_tiles(const HopperCodes<TC>& work, const HopperShared<F
   using Stages = HopperStages<Form>;
   constexpr int waves = Form::waves, n = Form::width / 2;
   const int lane = threadIdx.x % 32, group = warp / 4;
-  const int first_stage = Form::apart ? group * Stages::ring : 0;
-  const int first_row = Form::apart ? 0 : group * 64;
+  const int first_row = group * 64;
   const int row = first_row + warp % 4 * 16 + lane / 4;  // in the tile, of the first accumulator
   const std::uint64_t a_descriptor = hopper_descriptor(shared.a(0) + first_row * hopper_tile);
   const std::uint64_t b_descriptor = hopper_descriptor(shared.b(0));
-  RingPlace<Stages::ring> at;
+  RingPlace<Stages::count> at;
   HopperTile tile;
   float total[waves][n], sum[n];
-  const bool ordered = !Form::apart && work.ordered;
-  if (ordered && group == 1) give_turn(0);
   while (walk.next(tile)) {
 #pragma unroll
     for (int wave = 0; wave < waves; ++wave)
@@ -213,7 +210,7 @@ __device__ void multiply_tiles(const HopperCodes<TC>& work, const HopperShared<F
     if (work.add) expect_tile<Form>(work, tile, row, lane);
     HopperScales<Form> scales(work, tile, row, lane);
     for (int block = 0; block < tile.blocks; ++block, at.advance()) {
-      const int stage = first_stage + at.stage;
+      const int stage = at.stage;
       scales.begin(work, block, shared.scale_values(stage));
       wait_for_phase<bounded>(shared.full(stage), at.parity, 3 + warp, stage, work.fault);
       if constexpr (Form::transposes)
@@ -221,10 +218,9 @@ __device__ void multiply_tiles(const HopperCodes<TC>& work, const HopperShared<F
 #pragma unroll
       for (int wave = 0; wave < waves; ++wave) {
         const std::uint64_t a =
-            a_descriptor + (stage * Stages::a_bytes + wave * Form::step * hopper_tile) / 16;
+            a_descriptor + (stage * Stages::a_bytes + wave * hopper_tile_bytes) / 16;
         const std::uint64_t b = b_descriptor + stage * Stages::b_bytes / 16;
         const float2 factor = scales.factors(wave, block);
-        if (ordered) wait_for_turn(group);
         hold_accumulators(sum);
         products_begin();
         multiply_codes<false>(sum, a, b);
@@ -232,7 +228,6 @@ __device__ void multiply_tiles(const HopperCodes<TC>& work, const HopperShared<F
         multiply_codes<true>(sum, a + 2 * hopper_descriptor_step, b + 2 * hopper_descriptor_step);
         multiply_codes<true>(sum, a + 3 * hopper_descriptor_step, b + 3 * hopper_descriptor_step);
         products_end();
-        if (ordered) give_turn(1 - group);
         wait_for_products(sum);
         if (Form::product != Product::tn && wave + 1 == waves && lane == 0)
           arrive(shared.empty(stage));
@@ -245,7 +240,6 @@ __device__ void multiply_tiles(const HopperCodes<TC>& work, const HopperShared<F
     }
     store_tile<Form>(work, tile, row, lane, total);
   }
-  if (ordered && group == 0) wait_for_turn(0);
 }
 
 template <class Form, bool bounded, class TC>
@@ -262,19 +256,18 @@ __global__ void __launch_bounds__(hopper_threads, 1)
     for (int stage = 0; stage < HopperStages<Form>::count; ++stage) {
       barrier_init(shared.full(stage), 1);
       barrier_init(shared.ready(stage), 3);
-      barrier_init(shared.empty(stage), Form::apart ? 4 : 8);
+      barrier_init(shared.empty(stage), 8);
     }
     if (shared.start % 1024 != 0) __trap();
     barriers_are_ready();
   }
   find_groups<Form>(work, shared.first(), shared.tiles());
 
-  const int ring = !Form::apart ? 0 : warp < 4 ? warp % 2 : warp / 4 - 1;
-  const HopperWalk<Form, TC> walk(work, {shared.first(), shared.tiles()}, ring);
+  const HopperWalk<Form, TC> walk(work, {shared.first(), shared.tiles()});
   if (warp < 4) {
     shrink_registers<HopperRegisters<Form>::bringing>();
-    if (warp < Form::rings) {
-      if (threadIdx.x % 32 == 0) bring_codes<Form, bounded>(work, maps, shared, walk, ring);
+    if (warp == 0) {
+      if (threadIdx.x == 0) bring_codes<Form, bounded>(work, maps, shared, walk);
     } else if constexpr (Form::transposes) {
       transpose_codes<Form, bounded>(work, shared, warp - 1, walk);
     }

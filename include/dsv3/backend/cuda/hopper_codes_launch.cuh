@@ -99,7 +99,7 @@ void launch_hopper_form(Cuda& cuda, const char* caller, const HopperMaps& maps,
   work.column_tiles = static_cast<int>(groups_of(work.columns, Form::width));
   const Index down = groups_of(work.rows, Form::height);
   const Index most = Form::product == Product::tn ? down * work.groups : down + work.groups - 1;
-  const Index blocks = groups_of(most * work.column_tiles, Form::rings);
+  const Index blocks = most * work.column_tiles;
   const Index at_once = cuda.multiprocessors();
   kernel<<<static_cast<unsigned>(blocks < at_once ? blocks : at_once), hopper_threads, bytes,
            cuda.stream()>>>(maps, work);
@@ -108,12 +108,7 @@ void launch_hopper_form(Cuda& cuda, const char* caller, const HopperMaps& maps,
 
 template <Product p, bool turned, bool bounded, class TC>
 void launch_hopper_codes(Cuda& cuda, const char* caller, const HopperMaps& maps,
-                         HopperCodes<TC> work, const HopperCut& cut) {
-  work.ordered = cut.ordered && !cut.apart;
-  if constexpr (p == Product::nt || turned)
-    if (cut.apart)
-      return launch_hopper_form<HopperForm<p, turned, 2, 128, true>, bounded>(cuda, caller, maps,
-                                                                              work);
+                         const HopperCodes<TC>& work, const HopperCut& cut) {
   if (cut.waves == 2)
     return launch_hopper_form<HopperForm<p, turned, 2, 128>, bounded>(cuda, caller, maps, work);
   if constexpr (p == Product::nt)

@@ -22,8 +22,7 @@ struct HopperCodes {
   int a_row, a_block, b_group, b_column, b_block;
   int column_tiles;  // of a row of c
   bool add;
-  bool ordered;  // groups of warps take turns at the tensor cores
-  bool vector;   // rows of c at multiples of 16 bytes
+  bool vector;  // rows of c at multiples of 16 bytes
   Cuda::Fault* fault;
 };
 
@@ -48,7 +47,7 @@ struct HopperScales {
     const int wanted = block + lane % 4, at = wanted < last ? wanted : last;
 #pragma unroll
     for (int i = 0; i < 2 * waves; ++i) {
-      const int down = row + i / 2 * Form::step + i % 2 * 8;
+      const int down = row + i / 2 * hopper_tile + i % 2 * 8;
       const int inside = down < work.rows ? down : work.rows - 1;
       a_next[i] = __ldg(work.a_scales + (inside * work.a_row + at * work.a_block));
     }
@@ -93,7 +92,7 @@ struct HopperScales<Form, Product::tn> {
   }
 
   __device__ float2 factors(int wave, int) const {
-    const float* from = values + wave * Form::step + row;
+    const float* from = values + wave * hopper_tile + row;
     return make_float2(from[0], from[8]);
   }
   __device__ void promote(float (&total)[64], const float (&sum)[64], float2 factor) const {

@@ -16,17 +16,13 @@ constexpr int hopper_most_groups = 512;
 constexpr int hopper_tile_bytes = hopper_tile * hopper_tile;
 
 // A form of the kernel. The bits of the result depend on the product alone.
-template <Product p, bool codes_turned, int tile_waves, int tile_width, bool tiles_apart = false>
+template <Product p, bool codes_turned, int tile_waves, int tile_width>
 struct HopperForm {
   static constexpr Product product = p;
   // tn of operands whose codes lie along the tokens, as turn_codes_kernel leaves them.
   static constexpr bool turned = codes_turned;
   static constexpr int waves = tile_waves, width = tile_width;
-  // Each group of warps has a tile and a ring of stages of its own: one stores while the other
-  // multiplies. Rows of a tile; those from one wave of a group to its next.
-  static constexpr bool apart = tiles_apart;
-  static constexpr int rings = apart ? 2 : 1;
-  static constexpr int height = apart ? 64 * waves : 128 * waves, step = apart ? 64 : 128;
+  static constexpr int height = hopper_tile * waves;  // rows of a tile
   // wgmma wants codes that lie along the sum: whether the kernel has to transpose tiles.
   static constexpr bool transposes = p != Product::nt && !turned;
 };
@@ -59,10 +55,9 @@ DSV3_HD constexpr int hopper_fragment_column(int thread, int i) {
 // One stage of the ring in shared memory: a tile of a, a tile of b and, for tn, their scales.
 template <class Form>
 struct HopperStages {
-  static_assert(Form::waves == 2 || (Form::waves == 1 && !Form::apart));
+  static_assert(Form::waves == 1 || Form::waves == 2);
   static_assert(Form::width == hopper_tile || (Form::width == 64 && Form::product == Product::nt));
   static constexpr int count = Form::height == 256 ? 4 : Form::width == 64 ? 8 : 6;
-  static constexpr int ring = count / Form::rings;  // of each ring
   static constexpr int a_bytes = Form::height * hopper_tile;
   static constexpr int b_bytes = Form::width * hopper_tile;
   static constexpr int a_scales = Form::product == Product::tn ? Form::height : 0;
@@ -132,10 +127,8 @@ DSV3_HD constexpr HopperTile hopper_tile_of(const HopperGroups& groups, int inde
 // How a product is cut into tiles. The bits of the result do not depend on it.
 struct HopperCut {
   int waves, width;
-  bool ordered = true;  // groups of warps take turns at the tensor cores
-  bool apart = false;
 
-  constexpr int height() const { return apart ? 64 * waves : 128 * waves; }
+  constexpr int height() const { return hopper_tile * waves; }
 };
 
 // The cut that is done first, by the steps that a multiprocessor makes: the larger tiles do most
