@@ -3,7 +3,7 @@
 
 #include <algorithm>
 #include <array>
-#include <dsv3/backend/cuda/hopper_schedule.hpp>
+#include <dsv3/backend/cuda/hopper_stripes.hpp>
 #include <set>
 #include <vector>
 
@@ -26,54 +26,135 @@ struct Groups {
   }
 };
 
+template <Product p, int waves, int width = 128>
+using Form = HopperForm<p, false, waves, width>;
+
 // Every element of c that belongs to a group is stored once, whatever the cut.
-template <Product p, int waves>
-void check_cover(const std::vector<int>& offsets, int rows, int columns, int cluster,
-                 int clusters) {
-  const Groups found(ProductTag<p>{}, offsets, rows, waves * hopper_tile);
+template <class F>
+void check_cover(const std::vector<int>& offsets, int rows, int columns, int blocks) {
+  constexpr Product p = F::product;
+  const Groups found(ProductTag<p>{}, offsets, rows, F::height);
   const HopperGroups groups{found.first.data(), found.tiles.data()};
   const int count = static_cast<int>(offsets.size()) - 1;
-  const int tiles = (columns + hopper_tile - 1) / hopper_tile;
-  const int units = (tiles + cluster - 1) / cluster;
+  const int tiles = (columns + F::width - 1) / F::width;
   std::set<std::array<int, 3>> stored;  // group, row, tile of columns
-  for (int c = 0; c < clusters; ++c)
-    for (int rank = 0; rank < cluster; ++rank) {
-      int group = 0;
-      for (int unit = c; unit < groups.tiles[count] * units; unit += clusters) {
-        const auto t =
-            hopper_tile_of<p, waves>(groups, unit, group, units, cluster, rank, rows, 300);
-        REQUIRE(t.group >= 0);
-        REQUIRE(t.group < count);
-        REQUIRE(t.column % hopper_tile == 0);
-        if constexpr (p == Product::tn) {
-          CHECK(t.first == offsets[t.group]);
-          CHECK(t.length == offsets[t.group + 1] - offsets[t.group]);
-          CHECK(t.blocks == (t.length + 127) / 128);
-        } else {
-          CHECK(t.blocks == 3);
-          CHECK(t.row_end == offsets[t.group + 1]);
-        }
-        if (t.column >= columns) continue;  // the cluster's last block may have no columns
-        for (int r = t.row; r < t.row + waves * hopper_tile && r < t.row_end; ++r)
-          CHECK(stored.insert({t.group, r, t.column / hopper_tile}).second);
+  for (int block = 0; block < blocks; ++block) {
+    int group = 0;
+    for (int i = block; i < groups.tiles[count] * tiles; i += blocks) {
+      const auto t = hopper_tile_of<F>(groups, i, group, tiles, rows, 300);
+      REQUIRE(t.group >= 0);
+      REQUIRE(t.group < count);
+      REQUIRE(t.column % F::width == 0);
+      REQUIRE(t.column < columns);
+      if constexpr (p == Product::tn) {
+        CHECK(t.first == offsets[t.group]);
+        CHECK(t.length == offsets[t.group + 1] - offsets[t.group]);
+        CHECK(t.blocks == (t.length + 127) / 128);
+      } else {
+        CHECK(t.blocks == 3);
+        CHECK(t.row_end == offsets[t.group + 1]);
       }
+      for (int r = t.row; r < t.row + F::height && r < t.row_end; ++r)
+        CHECK(stored.insert({t.group, r, t.column / F::width}).second);
     }
+  }
   const int all = p == Product::tn ? count * rows : offsets.back() - offsets.front();
   CHECK(static_cast<int>(stored.size()) == all * tiles);
 }
 
+const std::vector<std::vector<int>> ragged = {
+    {0, 1}, {0, 300}, {0, 0, 5, 5, 133, 389, 389, 700}, {0, 128, 256, 257, 257}, {0, 4000, 4001}};
+
 TEST_CASE("Hopper's tiles cover every row of every group once") {
-  const std::vector<std::vector<int>> cases = {
-      {0, 1}, {0, 300}, {0, 0, 5, 5, 133, 389, 389, 700}, {0, 128, 256, 257, 257}, {0, 4000, 4001}};
-  for (const auto& offsets : cases)
+  for (const auto& offsets : ragged)
     for (int columns : {1, 128, 130, 700})
-      for (int cluster : {1, 2})
-        for (int clusters : {1, 3, 66}) {
-          check_cover<Product::nt, 1>(offsets, offsets.back(), columns, cluster, clusters);
-          check_cover<Product::nn, 2>(offsets, offsets.back(), columns, cluster, clusters);
-          check_cover<Product::tn, 1>(offsets, 300, columns, cluster, clusters);
-          check_cover<Product::tn, 2>(offsets, 37, columns, cluster, clusters);
+      for (int blocks : {1, 3, 66}) {
+        check_cover<Form<Product::nt, 1>>(offsets, offsets.back(), columns, blocks);
+        check_cover<Form<Product::nt, 1, 64>>(offsets, offsets.back(), columns, blocks);
+        check_cover<Form<Product::nn, 2>>(offsets, offsets.back(), columns, blocks);
+        check_cover<Form<Product::tn, 1>>(offsets, 300, columns, blocks);
+        check_cover<Form<Product::tn, 2>>(offsets, 37, columns, blocks);
+      }
+}
+
+TEST_CASE("Each block of turned tokens is of one segment, and tokens come in their order") {
+  for (const auto& offsets : ragged) {
+    const int groups = static_cast<int>(offsets.size()) - 1, tokens = offsets.back();
+    const int blocks = static_cast<int>(hopper_turned_tokens(tokens, groups)) / 128;
+    std::vector<int> seen(static_cast<std::size_t>(tokens));
+    for (int block = 0; block < blocks; ++block) {
+      int owners = 0;
+      for (int g = 0; g < groups; ++g) {
+        const auto rows = hopper_turn_rows(block, g, offsets[g], offsets[g + 1]);
+        if (rows.count <= 0) continue;
+        ++owners;
+        CHECK(block == hopper_segment(g, offsets[g]) + (rows.row - offsets[g]) / 128);
+        for (int i = 0; i < rows.count && i < 128; ++i) ++seen[rows.row + i];
+      }
+      CHECK(owners <= 1);
+    }
+    for (int count : seen) CHECK(count == 1);
+    for (int g = 0; g < groups; ++g)  // what the kernel reads is there
+      CHECK(hopper_segment(g, offsets[g]) + (offsets[g + 1] - offsets[g] + 127) / 128 <= blocks);
+  }
+}
+
+TEST_CASE("Turned stripes fit into the workspace and are about equal") {
+  const Index workspace = Index{128} << 20;
+  CHECK(hopper_stripe(1, 7168, 4096, workspace) == 7168);       // whole
+  CHECK(hopper_stripe(32, 7168, 2048, workspace) == 14 * 128);  // four
+  CHECK(hopper_stripe(1, 100, 100, workspace) == 128);
+  CHECK(hopper_stripe(512, 7168, 18432, workspace) == 0);  // not 128 columns
+  for (Index groups : {1, 8, 32, 500})
+    for (Index columns : {1, 2048, 7168, 16384})
+      for (Index depth : {1, 2048, 7200, 18432}) {
+        const Index stripe = hopper_stripe(groups, columns, depth, workspace);
+        CHECK(stripe % 128 == 0);
+        CHECK(groups * stripe * hopper_whole_tiles(depth) <= workspace);
+      }
+  const auto whole = hopper_turns(1, 4096, 7168, 4096, workspace);
+  CHECK(whole.a == 4096);
+  CHECK(whole.b == 7168);
+  CHECK(whole.turned == 4096 + 7168);
+  const auto some = hopper_turns(8, 2048, 7168, 32768, workspace);
+  CHECK(some.a == 2048);
+  CHECK(some.b == 14 * 128);
+  CHECK(some.turned == 2048 + 7168);
+  CHECK(some.stripes == 4);
+  const auto wide = hopper_turns(8, 7168, 2048, 32768, workspace);
+  CHECK(wide.a_inside);
+  CHECK(wide.turned == 2048 + 7168);
+  CHECK(hopper_turns(8, 7168, 2048, Index{1} << 20, workspace).a == 0);
+  for (Index groups : {1, 8, 300})
+    for (Index rows : {1, 2048, 7168})
+      for (Index columns : {1, 4096, 16384})
+        for (Index tokens : {1, 300, 4096, 40000}) {
+          const auto t = hopper_turns(groups, rows, columns, tokens, workspace);
+          CHECK((t.a + t.b) * hopper_turned_tokens(tokens, groups) <= workspace);
+          CHECK(t.stripes == (t.a ? groups_of(rows, t.a) * groups_of(columns, t.b) : 0));
         }
+}
+
+TEST_CASE("Codes are turned where that is done first") {
+  const Index workspace = Index{128} << 20;
+  const auto nn = [&](Index groups, Index rows, Index columns, Index depth) {
+    return hopper_nn_turns(groups, rows, columns, depth,
+                           hopper_stripe(groups, columns, depth, workspace));
+  };
+  CHECK(nn(1, 4096, 7168, 4096));
+  CHECK(nn(8, 32768, 7168, 2048));
+  CHECK(nn(32, 32768, 7168, 4096));
+  CHECK_FALSE(nn(256, 32768, 7168, 4096));  // 128 rows for each weight
+  CHECK_FALSE(nn(1, 128, 7168, 16384));
+  CHECK_FALSE(nn(1, 512, 512, 512));
+  const auto tn = [&](Index groups, Index rows, Index columns, Index tokens) {
+    return hopper_tn_turns(rows, columns, tokens,
+                           hopper_turns(groups, rows, columns, tokens, workspace));
+  };
+  CHECK(tn(1, 4096, 7168, 4096));
+  CHECK(tn(32, 2048, 7168, 32768));
+  CHECK_FALSE(tn(1, 256, 7168, 4096));
+  CHECK_FALSE(tn(1, 512, 512, 512));
 }
 
 TEST_CASE("A band of tiles is walked column by column") {
@@ -85,11 +166,12 @@ TEST_CASE("A band of tiles is walked column by column") {
   CHECK(hopper_place(13, 5, 3, 2).column == 1);
 }
 
-template <Product p, int waves>
+template <class F>
 void check_stages() {
-  using S = HopperStages<p, waves>;
+  using S = HopperStages<F>;
   CHECK(S::a_bytes % 1024 == 0);
   CHECK(S::b % 1024 == 0);
+  CHECK(S::b_bytes % 1024 == 0);
   CHECK(S::b == S::count * S::a_bytes);
   CHECK(S::scales == S::b + S::count * S::b_bytes);
   CHECK(S::scale_bytes % 128 == 0);  // TMA writes to multiples of 128
@@ -99,11 +181,12 @@ void check_stages() {
   CHECK(S::bytes <= 227 * 1024);
 }
 TEST_CASE("Hopper's stages lie one behind the other in a block's shared memory") {
-  check_stages<Product::nt, 1>();
-  check_stages<Product::nt, 2>();
-  check_stages<Product::nn, 2>();
-  check_stages<Product::tn, 1>();
-  check_stages<Product::tn, 2>();
+  check_stages<Form<Product::nt, 1>>();
+  check_stages<Form<Product::nt, 1, 64>>();
+  check_stages<Form<Product::nt, 2>>();
+  check_stages<Form<Product::nn, 2>>();
+  check_stages<Form<Product::tn, 1>>();
+  check_stages<HopperForm<Product::tn, true, 2, 128>>();
 }
 
 TEST_CASE("Swizzle and descriptor are those of 128-byte rows") {
@@ -224,12 +307,14 @@ TEST_CASE("A tile of codes is transposed in place, without conflicts of banks") 
 }
 
 TEST_CASE("A product is cut into the tiles that are done first") {
-  CHECK(hopper_cut(1, 4096, 7168, 132).waves == 2);
-  CHECK(hopper_cut(1, 4096, 7168, 132).cluster == 2);
-  CHECK(hopper_cut(1, 128, 7168, 132).waves == 1);
-  CHECK(hopper_cut(1, 4096, 100, 132).cluster == 1);
-  CHECK(hopper_cut(256, 128, 4096, 132).waves == 1);
-  CHECK(hopper_cut(1, 40, 40, 1).cluster == 1);
+  constexpr auto nt = Product::nt;
+  CHECK(hopper_cut(nt, 1, 4096, 7168, 132).waves == 2);
+  CHECK(hopper_cut(nt, 8, 4096, 7168, 132).waves == 2);
+  CHECK(hopper_cut(nt, 1, 128, 7168, 132).waves == 1);
+  CHECK(hopper_cut(nt, 1, 128, 7168, 132).width == 64);
+  CHECK(hopper_cut(Product::nn, 1, 128, 7168, 132).width == 128);
+  CHECK(hopper_cut(nt, 256, 128, 4096, 132).waves == 1);
+  CHECK(hopper_cut(nt, 256, 128, 4096, 132).width == 128);
 }
 
 }  // namespace

@@ -141,6 +141,59 @@ struct Case {
                                                               sizes.d_r, sizes.d_v));
     o.download(), lse.download();
   }
+  // Hopper's forms, with waits that cannot hang; false where these sizes have none.
+  detail::AttentionTask task(std::int32_t* map) const {
+    View<const std::int32_t, 1> none;
+    return detail::attention_task(
+        "test", as_const(q.device), as_const(kv.device), as_const(k_rope.device), list(0), list(1),
+        before.empty() ? none : list(2), before.empty() ? none : list(3), scale, map);
+  }
+  template <class Shape>
+  bool forward_bounded() {
+    Buffer<std::int32_t, 2> map(cuda, {1, detail::attention_map_words(tokens)});
+    const auto in = task(map.allocation);
+    if (!detail::attention_hopper_fits<Shape>(cuda, in) || !detail::rows_are_aligned(o.device))
+      return false;
+    detail::attention_hopper_forward_as<Shape, true>(cuda, in, o.device, lse.device);
+    check_waits("(1: q_empty, 2: k_empty, 3: v_empty, 4: q_full, 5: k_full, 6: v_full)");
+    o.download(), lse.download();
+    return true;
+  }
+  bool backward_bounded() {
+    Buffer<std::int32_t, 2> map(cuda, {1, detail::attention_map_words(tokens)});
+    Buffer<float, 2> lse2(cuda, {sizes.heads, tokens}), delta(cuda, {sizes.heads, tokens});
+    Buffer<float, 3> rope_sum(cuda, {tokens, sizes.heads, std::max<Index>(sizes.d_r, 1)});
+    View<float, 3> sums = rope_sum.device;
+    sums.extents[2] = sizes.d_r;
+    const detail::AttentionBackwardTask all{
+        task(map.allocation), as_const(d_o.device), {lse2.device, delta.device}};
+    const detail::AttentionHopperBackward hopper{cuda, all};
+    if (!hopper.fits() || !detail::rows_are_aligned(dq.device)) return false;
+    const auto maps = hopper.maps();
+    const char* waits = "(1: own_empty, 2: empty, 3: own_full, 4: full)";
+    detail::launch_attention_map(cuda, "test", all.in, 128);
+    detail::launch_attention_delta<true>(cuda, "test", all, as_const(o.device),
+                                         as_const(lse.device));
+    check_waits("before");
+    hopper.sum<detail::AttentionPart::queries, true>(maps, dq.device, sums);
+    check_waits(waits);
+    hopper.sum<detail::AttentionPart::keys, true>(maps, dkv.device, sums);
+    check_waits(waits);
+    hopper.sum<detail::AttentionPart::values, true>(maps, dkv.device, sums);
+    check_waits(waits);
+    detail::launch_attention_rope_sum(cuda, "test", all.in, as_const(sums), dk_rope.device);
+    dq.download(), dkv.download(), dk_rope.download();
+    return true;
+  }
+  void check_waits(const char* meaning) const {
+    const cudaError_t error = cudaStreamSynchronize(cuda.stream());
+    if (error == cudaSuccess) return;
+    const int who = cuda.fault()->set;
+    std::printf("  %s; %d waited for phase %d %s\n", cudaGetErrorString(error), who / 2, who % 2,
+                meaning);
+    std::fflush(stdout);
+    FAIL("Hopper's form of attention");
+  }
   void backward(Index most_scratch = Index{1} << 20) {
     Buffer<float, 2> scratch(cuda, {1, most_scratch});
     Arena arena(scratch.allocation, scratch.bytes());
@@ -226,11 +279,13 @@ inline void check_against_double(Case& c, bool with_backward) {
       const double log_sum = most + std::log(total);
       lse.add(t, place, h, 0, c.lse.host(t, h), log_sum, 1e-5 * (1 + std::abs(log_sum)));
       Numbers out(d_v), out_size(d_v);
-      for (Index j = first; j <= own; ++j)
+      for (Index j = first; j <= own; ++j) {
+        const double weight = std::exp(s[j - first] - log_sum);
         for (Index d = 0; d < d_v; ++d) {
-          const double term = std::exp(s[j - first] - log_sum) * value[j * d_v + d];
+          const double term = weight * value[j * d_v + d];
           out[d] += term, out_size[d] += std::abs(term);
         }
+      }
       for (Index d = 0; d < d_v; ++d)
         o.add(t, place, h, d, at(c.o.host(t, h, d)), out[d],
               step * (out_size[d] + std::abs(out[d])) + tiny);

@@ -78,6 +78,24 @@ void try_forward(Cuda& cuda, const char* what, const detail::AttentionTask& in, 
           [&] { detail::attention_forward_as<Shape>(cuda, in, o, lse); });
 }
 template <class Shape>
+void try_hopper(Cuda& cuda, const char* what, const detail::AttentionTask& in, View<bf16, 3> o,
+                View<float, 2> lse) {
+  if (detail::attention_hopper_fits<Shape>(cuda, in))
+    timed(cuda, what, forward_flops,
+          [&] { detail::attention_hopper_forward_as<Shape, false>(cuda, in, o, lse); });
+}
+template <detail::AttentionPart part>
+void try_part(Cuda& cuda, const char* what, const detail::AttentionBackwardTask& task, Index width,
+              View<bf16, 3> to, View<float, 3> rope_sum) {
+  const detail::AttentionHopperBackward hopper{cuda, task};
+  if (!hopper.fits()) return;
+  const auto maps = hopper.maps();
+  timed(cuda, what, pairs * 2 * double(width), [&] {
+    detail::launch_attention_map(cuda, "test", task.in, 128);
+    hopper.sum<part, false>(maps, to, rope_sum);
+  });
+}
+template <class Shape>
 void try_keys(Cuda& cuda, const char* what, const detail::AttentionBackwardTask& task, int blocks,
               View<bf16, 3> dkv, View<float, 3> rope_sum) {
   if (Shape::bytes > cuda.shared_bytes()) return;
@@ -126,6 +144,22 @@ TEST_CASE("Speed of attention, causal, 4096 tokens, 128 heads of 192 and 128") {
   const View<const std::int32_t, 1> b = lists[0], e = lists[1];
   const double scale = 0.0721687836;  // 1 / sqrt(192)
 
+  {  // once with waits that cannot hang
+    const auto map = memory.take<std::int32_t>({detail::attention_map_words(tokens)});
+    const auto numbers = memory.take<float>({2, heads, tokens});
+    const auto rope_sum = memory.take<float>({tokens, heads, d_r});
+    const detail::AttentionBackwardTask task{
+        detail::attention_task("test", q, kv, k_rope, b, e, {}, {}, scale, map.data),
+        d_o,
+        {numbers[0], numbers[1]}};
+    const detail::AttentionHopperBackward hopper{cuda, task};
+    using Shape = detail::AttentionHopperShape<3, false>;
+    if (detail::attention_hopper_fits<Shape>(cuda, task.in) && hopper.fits()) {
+      detail::attention_hopper_forward_as<Shape, true>(cuda, task.in, o, lse);
+      hopper.run<true>(o, lse, dq, dkv, dk_rope, rope_sum);
+      synchronize(cuda);
+    }
+  }
   timed(cuda, "fused_attention_forward", forward_flops, [&] {
     fused_attention_forward<bf16>(cuda, q, kv, k_rope, b, e, {}, {}, scale, o, lse, arena);
   });
@@ -152,25 +186,17 @@ TEST_CASE("Speed of attention, causal, 4096 tokens, 128 heads of 192 and 128") {
         <<<tokens * d_r / detail::attention_rope_threads, detail::attention_rope_threads, 0,
            cuda.stream()>>>(rope_sum, dk_rope);
   });
-  using detail::AttentionBackwardShape;
-  try_forward<detail::AttentionForwardShape<192, 128, 1, true>>(cuda, "forward, 16 rows to a warp",
-                                                                in, o, lse);
-  try_keys<AttentionBackwardShape<192, 128, 8, 64, 2, false, true>>(
-      cuda, "keys, 8 warps, 64 queries twice", task, 1, dkv, rope_sum);
-  try_keys<AttentionBackwardShape<192, 128, 8, 32, 2, false, true>>(
-      cuda, "keys, 8 warps, 32 queries twice", task, 1, dkv, rope_sum);
-  try_keys<AttentionBackwardShape<192, 128, 4, 32, 2, false, true>>(
-      cuda, "keys, 4 warps, 32 queries twice", task, 2, dkv, rope_sum);
-  try_keys<AttentionBackwardShape<192, 128, 4, 64, 1, false, true>>(
-      cuda, "keys, 4 warps, 64 queries once", task, 2, dkv, rope_sum);
-  try_queries<AttentionBackwardShape<192, 128, 8, 64, 2, false, true>>(
-      cuda, "queries, 8 warps, 64 keys twice", task, 1, dq);
-  try_queries<AttentionBackwardShape<192, 128, 8, 32, 2, false, true>>(
-      cuda, "queries, 8 warps, 32 keys twice", task, 1, dq);
-  try_queries<AttentionBackwardShape<192, 128, 4, 32, 2, false, true>>(
-      cuda, "queries, 4 warps, 32 keys twice", task, 2, dq);
-  try_queries<AttentionBackwardShape<192, 128, 4, 64, 1, false, true>>(
-      cuda, "queries, 4 warps, 64 keys once", task, 2, dq);
+  try_hopper<detail::AttentionHopperShape<3, false>>(cuda, "forward, wgmma", in, o, lse);
+  try_hopper<detail::AttentionHopperShape<3, true>>(cuda, "forward, wgmma in turns", in, o, lse);
+  using detail::AttentionPart;
+  try_part<AttentionPart::values>(cuda, "values, wgmma", task, d_n + d_r + d_v, dkv, rope_sum);
+  try_part<AttentionPart::keys>(cuda, "keys, wgmma", task, 2 * (d_n + d_r) + d_v, dkv, rope_sum);
+  try_part<AttentionPart::queries>(cuda, "queries, wgmma", task, 2 * (d_n + d_r) + d_v, dq,
+                                   rope_sum);
+  using detail::AttentionBackwardOf;
+  try_keys<AttentionBackwardOf<192, 128>>(cuda, "keys, portable", task, 1, dkv, rope_sum);
+  try_queries<AttentionBackwardOf<192, 128>>(cuda, "queries, portable", task, 1, dq);
+  try_forward<detail::AttentionForwardOf<192, 128>>(cuda, "forward, portable", in, o, lse);
   synchronize(cuda);
 }
 

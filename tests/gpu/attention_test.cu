@@ -48,6 +48,17 @@ void copy_rows(Buffer<bf16, Rank>& a, Index from, Buffer<bf16, Rank>& b, Index t
   b.upload();
 }
 
+// Spoils rows [from, from + count).
+template <int Rank>
+void make_nan(Buffer<bf16, Rank>& a, Index from, Index count) {
+  for (Index r = from; r < from + count; ++r)
+    for (Index h = 0; h < (Rank == 3 ? a.host.extents[1] : 1); ++h)
+      for (Index d = 0; d < a.host.extents[Rank - 1]; ++d)
+        a.host.data[r * a.host.strides[0] + (Rank == 3 ? h * a.host.strides[1] : 0) + d] =
+            Buffer<bf16, Rank>::nan();
+  a.upload();
+}
+
 bool skipped() {
   const std::string reason = cuda_unavailable();
   if (!reason.empty()) std::printf("skipped: %s\n", reason.c_str());
@@ -96,17 +107,17 @@ TEST_CASE("A swizzled tile has every chunk once, and 8 rows of a chunk in 8 bank
   }
 }
 
-TEST_CASE("Fused attention agrees with double") {
-  if (skipped()) return;
-  Cuda cuda;
-  struct Run {
-    const char* what;
-    std::vector<int> lengths;
-    Sizes sizes;
-    double scale;
-    Index pad, shift;
-  };
-  const Run runs[] = {
+namespace {
+
+struct Run {
+  const char* what;
+  std::vector<int> lengths;
+  Sizes sizes;
+  double scale;
+  Index pad, shift;
+};
+std::vector<Run> runs() {
+  return {
       {"one token", {1}, v3, 0.1, 0, 0},
       {"63 tokens", {63}, v3, 0.1, 0, 0},
       {"64 tokens", {64}, v3, 0.1, 0, 0},
@@ -121,53 +132,113 @@ TEST_CASE("Fused attention agrees with double") {
       {"odd rows", {70, 3, 64}, {3, 10, 6, 12}, 0.3, 1, 1},
       {"widest", {40, 75}, {2, 190, 66, 255}, 0.05, 3, 1},
       {"V3 at odd addresses", {100}, v3, 0.1, 1, 1},
+      {"128 and 129 tokens", {128, 129}, v3, 0.1, 0, 0},
+      {"500 and 260 tokens", {500, 260}, v3, 0.1, 0, 0},
+      {"64 rotated of 192", {200, 70}, {3, 128, 64, 72}, 0.1, 8, 8},
+      {"128 rotated of 192", {200, 70}, {2, 64, 128, 128}, 0.1, 0, 0},
+      {"40 rotated of 168", {200, 70}, {2, 128, 40, 104}, 0.1, 0, 0},
+      {"128 and 128, none rotated", {300, 1}, {3, 128, 0, 128}, 0.2, 8, 0},
   };
-  for (const Run& run : runs) {
-    std::printf("%s\n", run.what);
+}
+// By the forms that a context has, and by the portable ones alone.
+struct Contexts {
+  Cuda best, portable{{.hopper_kernels = false}};
+  Cuda* both[2] = {&best, &portable};
+};
+template <int panels, bool turns>
+using Hopper = detail::AttentionHopperShape<panels, turns>;
+
+}  // namespace
+
+TEST_CASE("Attention by wgmma, with waits that cannot hang, agrees with double") {
+  if (skipped()) return;
+  Cuda cuda;
+  const auto check = [](Case& c, const char* what) {
+    const auto as = [&](const char* which, bool done) {
+      if (!done) return;
+      const bool backward = c.before.empty() && c.backward_bounded();
+      std::printf("%s, %s%s\n", what, which, backward ? ", backward" : "");
+      check_against_double(c, backward);
+    };
+    as("192", c.forward_bounded<Hopper<3, false>>());
+    as("192 in turns", c.forward_bounded<Hopper<3, true>>());
+    as("128", c.forward_bounded<Hopper<2, false>>());
+    as("128 in turns", c.forward_bounded<Hopper<2, true>>());
+  };
+  for (const Run& run : runs()) {
     Case c(cuda, run.lengths, run.sizes, run.scale, run.pad, run.shift);
-    c.forward();
-    c.backward();
-    check_against_double(c, true);
+    check(c, run.what);
   }
+  Case cache(cuda, {5, 70, 130, 1}, v3, 0.1, 8, 0, {100, 0, 65, 63});
+  check(cache, "keys of a cache");
+  std::vector<int> lengths(150, 3);  // several units for each block
+  lengths.insert(lengths.begin() + 70, 10, 140);
+  Case many(cuda, lengths, v3, 0.1);
+  check(many, "160 sequences");
+}
+
+TEST_CASE("Fused attention agrees with double") {
+  if (skipped()) return;
+  Contexts contexts;
+  for (Cuda* cuda : contexts.both)
+    for (const Run& run : runs()) {
+      std::printf("%s%s\n", run.what, cuda == &contexts.portable ? ", portable" : "");
+      Case c(*cuda, run.lengths, run.sizes, run.scale, run.pad, run.shift);
+      c.forward();
+      c.backward();
+      check_against_double(c, true);
+    }
 }
 
 TEST_CASE("Fused attention sees the keys of a cache") {
   if (skipped()) return;
-  Cuda cuda;
-  for (const Sizes& sizes : {v3, Sizes{3, 10, 6, 12}}) {
-    Case c(cuda, {5, 70, 130, 1}, sizes, 0.1, 8, 0, {100, 0, 65, 63});
-    c.forward();
-    check_against_double(c, false);
-  }
+  Contexts contexts;
+  for (Cuda* cuda : contexts.both)
+    for (const Sizes& sizes : {v3, Sizes{3, 10, 6, 12}}) {
+      Case c(*cuda, {5, 70, 130, 1}, sizes, 0.1, 8, 0, {100, 0, 65, 63});
+      c.forward();
+      check_against_double(c, false);
+    }
 }
 
 TEST_CASE("Neighbours in the batch change no bit of attention") {
   if (skipped()) return;
-  Cuda cuda;
-  for (const Sizes& sizes : {v3, Sizes{3, 24, 16, 40}, Sizes{3, 10, 6, 12}}) {
-    Case all(cuda, {3, 300, 70}, sizes, 0.2), alone(cuda, {300}, sizes, 0.2, 8);
-    copy_rows(all.q, 3, alone.q, 0, 300), copy_rows(all.kv, 3, alone.kv, 0, 300);
-    copy_rows(all.d_o, 3, alone.d_o, 0, 300), copy_rows(all.k_rope, 3, alone.k_rope, 0, 300);
-    for (Case* c : {&all, &alone}) c->forward(), c->backward();
-    CHECK(unequal("o", all.o.host, 3, alone.o.host, 0, 300) == 0);
-    CHECK(unequal("lse", all.lse.host, 3, alone.lse.host, 0, 300) == 0);
-    CHECK(unequal("dq", all.dq.host, 3, alone.dq.host, 0, 300) == 0);
-    CHECK(unequal("dkv", all.dkv.host, 3, alone.dkv.host, 0, 300) == 0);
-    CHECK(unequal("dk_rope", all.dk_rope.host, 3, alone.dk_rope.host, 0, 300) == 0);
-  }
+  Contexts contexts;
+  for (Cuda* cuda : contexts.both)
+    for (const Sizes& sizes : {v3, Sizes{3, 24, 16, 40}, Sizes{3, 10, 6, 12}}) {
+      Case all(*cuda, {3, 300, 70}, sizes, 0.2), alone(*cuda, {300}, sizes, 0.2, 8);
+      copy_rows(all.q, 3, alone.q, 0, 300), copy_rows(all.kv, 3, alone.kv, 0, 300);
+      copy_rows(all.d_o, 3, alone.d_o, 0, 300), copy_rows(all.k_rope, 3, alone.k_rope, 0, 300);
+      for (Case* c : {&all, &alone}) c->forward(), c->backward();
+      CHECK(unequal("o", all.o.host, 3, alone.o.host, 0, 300) == 0);
+      CHECK(unequal("lse", all.lse.host, 3, alone.lse.host, 0, 300) == 0);
+      CHECK(unequal("dq", all.dq.host, 3, alone.dq.host, 0, 300) == 0);
+      CHECK(unequal("dkv", all.dkv.host, 3, alone.dkv.host, 0, 300) == 0);
+      CHECK(unequal("dk_rope", all.dk_rope.host, 3, alone.dk_rope.host, 0, 300) == 0);
+      // Nor do neighbours that are no numbers.
+      for (auto* x : {&all.q, &all.kv, &all.d_o}) make_nan(*x, 0, 3), make_nan(*x, 303, 70);
+      make_nan(all.k_rope, 0, 3), make_nan(all.k_rope, 303, 70);
+      all.forward(), all.backward();
+      CHECK(unequal("dq beside NaN", all.dq.host, 3, alone.dq.host, 0, 300) == 0);
+      CHECK(unequal("dkv beside NaN", all.dkv.host, 3, alone.dkv.host, 0, 300) == 0);
+      CHECK(unequal("dk_rope beside NaN", all.dk_rope.host, 3, alone.dk_rope.host, 0, 300) == 0);
+      CHECK(unequal("o beside NaN", all.o.host, 3, alone.o.host, 0, 300) == 0);
+      CHECK(unequal("lse beside NaN", all.lse.host, 3, alone.lse.host, 0, 300) == 0);
+    }
 }
 
 TEST_CASE("A chunk of a prefill has the bits of one pass") {
   if (skipped()) return;
-  Cuda cuda;
-  for (const Sizes& sizes : {v3, Sizes{3, 10, 6, 12}}) {
-    Case all(cuda, {300}, sizes, 0.2), chunk(cuda, {90}, sizes, 0.2, 0, 0, {210});
-    copy_rows(all.q, 210, chunk.q, 0, 90), copy_rows(all.kv, 0, chunk.kv, 0, 300);
-    copy_rows(all.k_rope, 0, chunk.k_rope, 0, 300);
-    all.forward(), chunk.forward();
-    CHECK(unequal("o", all.o.host, 210, chunk.o.host, 0, 90) == 0);
-    CHECK(unequal("lse", all.lse.host, 210, chunk.lse.host, 0, 90) == 0);
-  }
+  Contexts contexts;
+  for (Cuda* cuda : contexts.both)
+    for (const Sizes& sizes : {v3, Sizes{3, 10, 6, 12}}) {
+      Case all(*cuda, {300}, sizes, 0.2), chunk(*cuda, {90}, sizes, 0.2, 0, 0, {210});
+      copy_rows(all.q, 210, chunk.q, 0, 90), copy_rows(all.kv, 0, chunk.kv, 0, 300);
+      copy_rows(all.k_rope, 0, chunk.k_rope, 0, 300);
+      all.forward(), chunk.forward();
+      CHECK(unequal("o", all.o.host, 210, chunk.o.host, 0, 90) == 0);
+      CHECK(unequal("lse", all.lse.host, 210, chunk.lse.host, 0, 90) == 0);
+    }
 }
 
 TEST_CASE("Attention gives the same bits again, whichever block takes which tile") {

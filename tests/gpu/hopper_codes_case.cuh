@@ -6,6 +6,7 @@
 #include <cstring>
 #include <dsv3/backend/cuda/hopper_codes.cuh>
 #include <map>
+#include <string>
 #include <vector>
 
 namespace hopper_test {
@@ -213,6 +214,20 @@ struct Operands {
   }
 };
 
+// How a product is done: inside one kernel, or from turned stripes where turns.a (tn) or turns.b
+// (nn: its columns) is not 0.
+struct Way {
+  detail::HopperCut cut;
+  detail::HopperTurns turns{};
+
+  bool turned() const { return turns.b > 0; }
+  std::string name() const {
+    std::string text = "cut " + std::to_string(cut.waves) + " " + std::to_string(cut.width);
+    if (turned()) text += " stripes " + std::to_string(turns.a) + " " + std::to_string(turns.b);
+    return turns.a_inside ? text + " a inside" : text;
+  }
+};
+
 // c of an operation, with `gap` elements between its rows and a sentinel everywhere.
 constexpr float sentinel = 3;
 template <Product p, class TC, bool bounded>
@@ -229,14 +244,35 @@ struct Result {
     c.strides[0] = stride;
     return c;
   }
-  void run(Cuda& cuda, const Operands<p>& x, Output output, const detail::HopperCut& cut) const {
+  void run(Cuda& cuda, const Operands<p>& x, Output output, const Way& way) const {
+    const auto c = view(x);
+    const auto offsets = x.offsets_view();
+    if constexpr (p == Product::tn) {
+      if (way.turned())
+        detail::run_turned_tn<bounded>(cuda, "test", x.a(), x.b(), c.rows(0, x.rows),
+                                       x.rows * stride, x.groups, offsets, output, way.cut,
+                                       way.turns);
+      else
+        detail::run_hopper_codes_tn<bounded>(cuda, "test", x.a(), x.b(), c.rows(0, x.rows),
+                                             x.rows * stride, x.groups, offsets, output, way.cut);
+      return;
+    }
+    if constexpr (p == Product::nn)
+      if (way.turned())
+        return detail::run_turned_nn<bounded>(cuda, "test", x.a(), x.stack(), c, offsets, output,
+                                              way.cut, way.turns.b);
+    if constexpr (p != Product::tn)
+      detail::run_hopper_codes<p, bounded>(cuda, "test", x.a(), x.stack(), c, offsets, output,
+                                           way.cut);
+  }
+  // In the way that the library chooses.
+  void run_chosen(Cuda& cuda, const Operands<p>& x, Output output) const {
     if constexpr (p == Product::tn)
-      detail::run_hopper_codes_tn<bounded>(cuda, "test", x.a(), x.b(), view(x).rows(0, x.rows),
-                                           x.rows * stride, x.groups, x.offsets_view(), output,
-                                           cut);
+      detail::choose_hopper_codes_tn(cuda, "test", x.a(), x.b(), view(x).rows(0, x.rows),
+                                     x.rows * stride, x.groups, x.offsets_view(), output);
     else
-      detail::run_hopper_codes<p, bounded>(cuda, "test", x.a(), x.stack(), view(x),
-                                           x.offsets_view(), output, cut);
+      detail::choose_hopper_codes<p>(cuda, "test", x.a(), x.stack(), view(x), x.offsets_view(),
+                                     output);
   }
 };
 
@@ -259,10 +295,9 @@ inline void finish(Cuda& cuda, const char* what) {
 // Compares c with what is wanted and prints where it differs: the number of wrong elements (and of
 // the ones that should not have been touched).
 template <Product p, class TC, bool bounded>
-Index differences(Cuda& cuda, const char* what, const Operands<p>& x,
+Index differences(const char* what, const Operands<p>& x, const std::vector<float2>& wanted,
                   const Result<p, TC, bounded>& r, bool add, double tolerance,
                   double* worst = nullptr) {
-  const auto wanted = x.reference(cuda);
   const auto got = const_cast<Result<p, TC, bounded>&>(r).memory.download();
   Index wrong = 0, touched = 0, printed = 0;
   std::map<Index, Index> by_tile_row, by_tile_column, by_row_in_tile, by_column_in_8;

@@ -130,7 +130,8 @@ class Decoder {
   /// Logits of some rows of h, in nats: returns [rows, vocab_size].
   std::vector<A> logits(View<const T, 2> h, const std::vector<std::int32_t>& rows) {
     const Index V_ = config().vocab_size, H = h.extent(1), n = static_cast<Index>(rows.size());
-    const Index most = Head<P>::chunk_tokens(V_), each = n < most ? n : most;
+    const Index most = Head<P>::chunk_tokens(V_, logits_at_once(backend())),
+                each = n < most ? n : most;
     std::vector<A> result(static_cast<std::size_t>(n * V_));
     Arena counting;
     const auto take = [&](Arena& arena) {

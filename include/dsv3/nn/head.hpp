@@ -3,6 +3,7 @@
 
 #include <dsv3/core/arena.hpp>
 #include <dsv3/core/check.hpp>
+#include <dsv3/core/dry_run.hpp>
 #include <dsv3/core/math.hpp>
 #include <dsv3/core/weights.hpp>
 #include <dsv3/nn/linear.hpp>
@@ -64,6 +65,18 @@ struct SumRow {
 
 }  // namespace detail
 
+/// Elements of logits that a backend holds at once; a backend that has more to do before a launch
+/// pays, and more memory, overloads the second.
+constexpr Index logits_at_once() { return Index{1} << 22; }  // 16 MiB of floats
+template <class Backend>
+constexpr Index logits_at_once(const Backend&) {
+  return logits_at_once();
+}
+template <class Backend>
+constexpr Index logits_at_once(const DryRun<Backend>& dry) {
+  return logits_at_once(dry.backend);
+}
+
 /// logits = x weight^T;  loss = scale * sum_t -log softmax(logits[t])[labels[t]].
 ///
 /// Shapes   T tokens, H hidden_size, V vocab_size; weight [V, H], x [T, H] after the norm, labels
@@ -78,10 +91,10 @@ struct Head {
   using Weight = product_matrix_of<const operand_t<P>>;
   using A = typename P::accumulator;
 
-  /// Tokens whose logits are held at once: about 16 MiB of them, at least 64 tokens.
-  static constexpr Index chunk_tokens(Index vocab) {
-    const Index fit = (Index{1} << 22) / vocab;
-    return fit < 64 ? 64 : (fit > 1024 ? 1024 : fit);
+  /// Tokens whose logits are held at once: as many as make `elements` of them, at least 64.
+  static constexpr Index chunk_tokens(Index vocab, Index elements = logits_at_once()) {
+    const Index fit = elements / vocab, most = elements >> 12;
+    return fit < 64 ? 64 : (fit > most ? most : fit);
   }
 
   /// Writes the logits [T, V].
@@ -135,7 +148,7 @@ struct Head {
     check_shape("Head::loss", "labels", labels, tokens, "rows of x");
     check_shape("Head::loss", "nll", nll, tokens, "rows of x");
     const ArenaScope scope(scratch);
-    const Index most = chunk_tokens(vocab);
+    const Index most = chunk_tokens(vocab, logits_at_once(backend));
     const auto logits_chunk = scratch.take<A>({tokens < most ? tokens : most, vocab});
     const auto lse = scratch.take<A>({tokens});
     for (Index first = 0; first < tokens; first += most) {

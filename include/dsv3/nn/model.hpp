@@ -387,7 +387,7 @@ class Model {
       transformer_.forward(backend, operands_, inputs, LossScale{}, Keep::nothing, false, nullptr,
                            {}, pass, arena);
       const auto& h = pass.levels[static_cast<std::size_t>(level)].h;
-      const Index n = h.extent(0), most = Head<P>::chunk_tokens(V);
+      const Index n = h.extent(0), most = Head<P>::chunk_tokens(V, logits_at_once(*backend_));
       const auto z = arena.take<A>({n < most ? n : most, V});
       for (Index first = 0; first < n && !arena.counting(); first += most) {
         const Index count = n - first < most ? n - first : most;

@@ -31,8 +31,8 @@ constexpr Index arranged_unit() {
 }
 
 // Names the order above: what it depends on.
-inline constexpr int arranged_order = static_cast<int>(2 * Simd<float>::lanes) * 16 +
-                                      static_cast<int>(Bf16Kernel::step) * 2 + (Isa::vbmi ? 1 : 0);
+inline constexpr int order_of_panels = static_cast<int>(2 * Simd<float>::lanes) * 16 +
+                                       static_cast<int>(Bf16Kernel::step) * 2 + (Isa::vbmi ? 1 : 0);
 
 // How many rows of a matrix stand in panels.
 template <class T>

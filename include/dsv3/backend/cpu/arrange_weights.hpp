@@ -7,7 +7,7 @@
 namespace dsv3 {
 
 /// Primitive. Names the order into which arrange() puts weights: the `order` of Arranged.
-constexpr int arranged_order(const Cpu*) { return detail::arranged_order; }
+constexpr int arranged_order(const Cpu*) { return detail::order_of_panels; }
 
 /// Primitive. Writes the rows of a weight in the order of its products. source(first row, rows,
 /// buffer) says where such rows lie without gaps, as bytes: somewhere else, or in the buffer, where

@@ -112,10 +112,10 @@ template <class TA, class TB, class TC>
 void set_arranged(const char* caller, ProductOf<TA, TB, TC>& product, int order) {
   static_assert(std::is_same_v<typename ProductOf<TA, TB, TC>::Kernel, ArrangedKernel<TB>>,
                 "an arranged operand is multiplied by operands of its own type");
-  if (order != arranged_order)
+  if (order != order_of_panels)
     throw std::invalid_argument(std::string(caller) + ": order of the arranged operand (" +
                                 std::to_string(order) + ") must be that of this code (" +
-                                std::to_string(arranged_order) +
+                                std::to_string(order_of_panels) +
                                 "): both must be compiled for the same instructions");
   product.b.arranged = arranged_rows<TB>(product.columns, product.depth);
 }

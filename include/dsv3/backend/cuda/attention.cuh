@@ -5,7 +5,7 @@
 #include <dsv3/backend/cuda/attention_backward_keys.cuh>
 #include <dsv3/backend/cuda/attention_backward_queries.cuh>
 #include <dsv3/backend/cuda/attention_forward.cuh>
-#include <dsv3/core/check.hpp>
+#include <dsv3/backend/cuda/attention_hopper_launch.cuh>
 
 namespace dsv3 {
 namespace detail {
@@ -18,68 +18,6 @@ using AttentionForwardGeneral = AttentionForwardShape<256, 256, 1, false>;
 template <int qk, int v>
 using AttentionBackwardOf = AttentionBackwardShape<qk, v, 4, 64, 1, false, true>;
 using AttentionBackwardGeneral = AttentionBackwardShape<256, 256, 4, 32, 1, true, false>;
-
-// Whether every row of a view starts at a multiple of 16 bytes.
-template <class T, int Rank>
-bool rows_are_aligned(const View<T, Rank>& view) {
-  bool aligned = reinterpret_cast<std::uintptr_t>(view.data) % 16 == 0;
-  for (int d = 0; d + 1 < Rank; ++d) aligned = aligned && view.strides[d] % 8 == 0;
-  return aligned;
-}
-inline bool heads_are_aligned(const AttentionTask& in) {
-  return in.d_n() % 8 == 0 && in.d_qk() % 8 == 0 && in.d_v() % 8 == 0 && rows_are_aligned(in.q) &&
-         rows_are_aligned(in.kv) && (in.d_qk() == in.d_n() || rows_are_aligned(in.k_rope));
-}
-
-inline std::string attention_sizes(const AttentionTask& in) {
-  return std::to_string(in.q.extent(0)) + " tokens, " + std::to_string(in.heads()) +
-         " heads of width " + std::to_string(in.d_qk()) + " and " + std::to_string(in.d_v());
-}
-
-// After a launch.
-inline void check_attention_launch(const char* caller, const char* what, const AttentionTask& in) {
-  const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess) check_cuda(error, caller, what, attention_sizes(in));
-}
-
-// Units and their numbers are of type int.
-inline AttentionTask attention_task(const char* caller, View<const bf16, 3> q,
-                                    View<const bf16, 3> kv, View<const bf16, 2> k_rope,
-                                    View<const std::int32_t, 1> begin,
-                                    View<const std::int32_t, 1> end,
-                                    View<const std::int32_t, 1> first_key,
-                                    View<const std::int32_t, 1> own_key, double scale,
-                                    std::int32_t* map) {
-  const AttentionTask in{q,       kv,           k_rope,
-                         begin,   end,          first_key,
-                         own_key, float(scale), float(scale * 1.44269504088896340736),
-                         {map}};
-  check_at_most(caller, "width of q", in.d_qk(), "widest head", widest_attention_head);
-  check_at_most(caller, "width of o", in.d_v(), "widest head", widest_attention_head);
-  check_at_most(caller, "tokens times heads", q.extent(0) * q.extent(1), "largest count",
-                Index{1} << 30);
-  return in;
-}
-
-inline void launch_attention_map(Cuda& cuda, const char* caller, const AttentionTask& in,
-                                 int rows) {
-  attention_map_kernel<attention_map_threads>
-      <<<1, attention_map_threads, attention_map_threads / 32 * sizeof(int), cuda.stream()>>>(
-          in.begin, rows, in.map);
-  check_attention_launch(caller, "launch of the list of tiles", in);
-}
-
-// As many blocks as run at a time, each of which takes units until none is left.
-template <class... Parameters, class... Arguments>
-void launch_attention(Cuda& cuda, const char* caller, const char* what, const AttentionTask& in,
-                      void (*kernel)(Parameters...), int threads, int bytes, int blocks,
-                      const Arguments&... arguments) {
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-             caller, "cudaFuncSetAttribute");
-  kernel<<<static_cast<unsigned>(blocks * cuda.multiprocessors()), static_cast<unsigned>(threads),
-           static_cast<std::size_t>(bytes), cuda.stream()>>>(arguments...);
-  check_attention_launch(caller, what, in);
-}
 
 template <class Shape>
 void attention_forward_as(Cuda& cuda, const AttentionTask& in, const View<bf16, 3>& o,
@@ -97,25 +35,14 @@ void attention_backward_as(Cuda& cuda, const AttentionBackwardTask& task, View<c
                            const View<float, 3>& rope_sum) {
   const char* caller = "fused_attention_backward";
   const AttentionTask& in = task.in;
-  const Index tokens = in.q.extent(0);
   constexpr int blocks_at_once = Shape::aligned ? 2 : 1;  // on a multiprocessor
   launch_attention_map(cuda, caller, in, Shape::rows);
-  const dim3 blocks(
-      static_cast<unsigned>((tokens + attention_delta_tokens - 1) / attention_delta_tokens),
-      static_cast<unsigned>(in.heads()));
-  attention_delta_kernel<Shape::aligned>
-      <<<blocks, attention_delta_threads, 0, cuda.stream()>>>(o, task.d_o, lse, task.numbers);
-  check_attention_launch(caller, "launch of delta", in);
+  launch_attention_delta<Shape::aligned>(cuda, caller, task, o, lse);
   launch_attention(cuda, caller, "launch over keys", in, attention_keys_kernel<Shape>,
                    Shape::threads, Shape::bytes, blocks_at_once, task, dkv, rope_sum);
   launch_attention(cuda, caller, "launch over queries", in, attention_queries_kernel<Shape>,
                    Shape::threads, Shape::bytes, blocks_at_once, task, dq);
-  const Index sums = tokens * dk_rope.extent(1);
-  if (sums == 0) return;
-  attention_rope_sum_kernel<attention_rope_threads>
-      <<<static_cast<unsigned>((sums + attention_rope_threads - 1) / attention_rope_threads),
-         attention_rope_threads, 0, cuda.stream()>>>(rope_sum, dk_rope);
-  check_attention_launch(caller, "launch of the sum over heads", in);
+  launch_attention_rope_sum(cuda, caller, in, rope_sum, dk_rope);
 }
 
 }  // namespace detail
@@ -139,8 +66,14 @@ void fused_attention_forward(Cuda& cuda, View<const T, 3> q, View<const T, 3> kv
   using Small = detail::AttentionForwardOf<64, 64>;
   using Medium = detail::AttentionForwardOf<128, 128>;
   using Large = detail::AttentionForwardOf<192, 128>;
+  using HopperMedium = detail::AttentionHopperShape<2, false>;
+  using HopperLarge = detail::AttentionHopperShape<3, false>;
   if (aligned && fits(64, 64, Small::bytes))
     detail::attention_forward_as<Small>(cuda, in, o, lse);
+  else if (aligned && detail::attention_hopper_fits<HopperMedium>(cuda, in))
+    detail::attention_hopper_forward_as<HopperMedium, false>(cuda, in, o, lse);
+  else if (aligned && detail::attention_hopper_fits<HopperLarge>(cuda, in))
+    detail::attention_hopper_forward_as<HopperLarge, false>(cuda, in, o, lse);
   else if (aligned && fits(128, 128, Medium::bytes))
     detail::attention_forward_as<Medium>(cuda, in, o, lse);
   else if (aligned && fits(192, 128, Large::bytes))
@@ -179,10 +112,13 @@ void fused_attention_backward(Cuda& cuda, View<const T, 3> q, View<const T, 3> k
   using Medium = detail::AttentionBackwardOf<128, 128>;
   using Large = detail::AttentionBackwardOf<192, 128>;
   using General = detail::AttentionBackwardGeneral;
+  const detail::AttentionHopperBackward hopper{cuda, task};
   if (aligned && fits(64, 64, Small::bytes))
     detail::attention_backward_as<Small>(cuda, task, o, lse, dq, dkv, dk_rope, rope_sum);
   else if (aligned && fits(128, 128, Medium::bytes))
     detail::attention_backward_as<Medium>(cuda, task, o, lse, dq, dkv, dk_rope, rope_sum);
+  else if (aligned && hopper.fits())
+    hopper.run<false>(o, lse, dq, dkv, dk_rope, rope_sum);
   else if (aligned && fits(192, 128, Large::bytes))
     detail::attention_backward_as<Large>(cuda, task, o, lse, dq, dkv, dk_rope, rope_sum);
   else

@@ -41,8 +41,8 @@ requires std::is_same_v<T, bf16> Index fused_attention_backward_bytes(const Cuda
 /// Fused form of Attention::forward on tensor cores. float and double keep the row kernels.
 ///
 /// The bits of a token depend on its query and on the keys it sees, not on neighbours in the batch
-/// or on where its tile begins: key tiles start at multiples of 64 from the first key, and a tile
-/// of queries is of one sequence.
+/// or on where its tile begins: key tiles start at multiples of 64, or of 128 where wgmma serves,
+/// from the first key, and a tile of queries is of one sequence.
 ///
 /// Shapes   q [T, n, d_n + d_r], kv [keys, n, d_n + d_v], k_rope [keys, d_r]; begin, end, first_key
 ///          and own_key [T] as in Sequences, o [T, n, d_v], lse [T, n]. Tokens of one sequence have
@@ -59,8 +59,8 @@ void fused_attention_forward(Cuda& cuda, View<const T, 3> q, View<const T, 3> kv
                              View<const std::int32_t, 1> own_key, double scale, View<T, 3> o,
                              View<accum_t<T>, 2> lse, Arena& scratch);
 
-/// Fused form of Attention::backward on tensor cores: one kernel sums over queries for dkv, one
-/// over keys for dq, each in ascending order, without atomic additions. Overwrites dq, dkv and
+/// Fused form of Attention::backward on tensor cores: kernels sum over queries for dkv and over
+/// keys for dq, each in ascending order, without atomic additions. Overwrites dq, dkv and
 /// dk_rope, whose sum over heads runs in ascending order.
 ///
 /// Tiles start at multiples of 64 from the start of their sequence, so that neighbours in the batch

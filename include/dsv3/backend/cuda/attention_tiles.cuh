@@ -23,8 +23,8 @@ DSV3_HD constexpr AttentionUnit attention_unit(int unit, int tiles, bool last_is
   return {unit / tiles, last_is_longest ? tiles - 1 - place : place};
 }
 
-// The words of a tile map: the tiles; the next unit of two kernels; from `first` on the first token
-// of each tile, ascending.
+// The words of a tile map: the tiles; the next unit of three kernels; from `first` on the first
+// token of each tile, ascending.
 struct AttentionMap {
   static constexpr int tiles = 0, next = 1, first = 4;
   std::int32_t* words;
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(threads)
   }
   if (thread == 0) {
     map.words[AttentionMap::tiles] = found;
-    map.words[AttentionMap::next] = map.words[AttentionMap::next + 1] = 0;
+    for (int kernel = 0; kernel < 3; ++kernel) map.words[AttentionMap::next + kernel] = 0;
   }
 }
 

@@ -52,7 +52,7 @@ class BlockTeam {
       own = value > own ? value : own;
     }
     const auto larger = [](A a, A b) { return b > a ? b : a; };
-    if constexpr (requires { block_.largest(own); })
+    if constexpr (std::is_same_v<A, std::uint32_t> && requires { block_.largest(own); })
       return all_warps(block_.largest(own), larger);
     else
       return all_of(own, larger);

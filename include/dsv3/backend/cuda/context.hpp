@@ -127,9 +127,10 @@ class CudaGraphs {
 ///          below compute capability 8.0, and for every call or launch that fails.
 class Cuda {
  public:
-  /// Of cuBLASLt, and of our own kernels' partial results.
+  /// Of cuBLASLt, and of our own kernels' partial results. Ours holds transposed copies of codes: a
+  /// smaller one costs the products of large experts more launches, less full ones.
   static constexpr Index vendor_workspace_bytes = Index{32} << 20;
-  static constexpr Index workspace_bytes = Index{32} << 20;
+  static constexpr Index workspace_bytes = Index{128} << 20;
 
   explicit Cuda(const CudaOptions& options = {}) : options_(options) {
     if (const auto reason = cuda_unavailable(options.device); !reason.empty())

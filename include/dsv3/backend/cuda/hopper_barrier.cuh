@@ -1,5 +1,5 @@
-// Hopper's asynchronous copies: barriers in shared memory, copies of tiles by TMA, clusters. Only
-// in code for sm_90a. Addresses are of the shared window.
+// Hopper's asynchronous copies: barriers in shared memory, copies of tiles by TMA. Only in code for
+// sm_90a. Addresses are of the shared window.
 #pragma once
 
 #include <cuda.h>
@@ -11,7 +11,7 @@ namespace dsv3::detail {
 __device__ inline void barrier_init(std::uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
-// Makes the barriers known to the copy engine and to the cluster, before a barrier of the threads.
+// Makes the barriers known to the copy engine, before a barrier of the threads.
 __device__ inline void barriers_are_ready() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
@@ -23,17 +23,6 @@ __device__ inline void arrive_expecting(std::uint32_t barrier, int bytes) {
 }
 __device__ inline void arrive(std::uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-// At the barrier in the same place of block `rank` of the cluster.
-__device__ inline void arrive_at(std::uint32_t barrier, int rank) {
-  asm volatile(
-      "{\n"
-      ".reg .b32 remote;\n"
-      "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
-      "}" ::"r"(barrier),
-      "r"(rank)
-      : "memory");
 }
 
 __device__ inline bool phase_is_over(std::uint32_t barrier, std::uint32_t parity) {
@@ -74,8 +63,7 @@ __device__ inline void wait_for_phase(std::uint32_t barrier, std::uint32_t parit
   }
 }
 
-// A box of a tensor of two or three dimensions into shared memory; `barrier` counts its bytes. With
-// `blocks`, a mask, into the same place of these blocks of the cluster, each with its own barrier.
+// A box of a tensor of two or three dimensions into shared memory; `barrier` counts its bytes.
 __device__ inline void copy_box(std::uint32_t to, const CUtensorMap& map, std::uint32_t barrier,
                                 int x, int y) {
   asm volatile(
@@ -92,12 +80,14 @@ __device__ inline void copy_box(std::uint32_t to, const CUtensorMap& map, std::u
       "l"(&map), "r"(barrier), "r"(x), "r"(y), "r"(z)
       : "memory");
 }
-__device__ inline void copy_box_to(std::uint16_t blocks, std::uint32_t to, const CUtensorMap& map,
-                                   std::uint32_t barrier, int x, int y) {
+// A box from shared memory into a tensor; what lies beyond the tensor is not written. Returns when
+// the box is in the tensor.
+__device__ inline void store_box(const CUtensorMap& map, int x, int y, int z, std::uint32_t from) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
-      ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(to),
-      "l"(&map), "r"(barrier), "r"(x), "r"(y), "h"(blocks)
+      "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%1, %2, %3}], [%4];\n"
+      "cp.async.bulk.commit_group;\n"
+      "cp.async.bulk.wait_group 0;" ::"l"(&map),
+      "r"(x), "r"(y), "r"(z), "r"(from)
       : "memory");
 }
 __device__ inline void prefetch_map(const CUtensorMap& map) {
@@ -107,15 +97,6 @@ __device__ inline void prefetch_map(const CUtensorMap& map) {
 // What this thread wrote to shared memory is seen by wgmma and TMA after the next synchronisation.
 __device__ inline void publish_to_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-__device__ inline int cluster_rank() {
-  int rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-__device__ inline void sync_cluster() {
-  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
 
 // Registers of a thread, for all threads of a group of four warps.

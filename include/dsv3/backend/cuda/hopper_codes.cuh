@@ -1,9 +1,7 @@
 // Products of matrices of e4m3 codes by wgmma, on GPUs of compute capability 9.0.
 #pragma once
 
-#include <dsv3/backend/cuda/hopper_codes_kernel.cuh>
-#include <dsv3/backend/cuda/hopper_tensor_map.hpp>
-#include <dsv3/core/quantized.hpp>
+#include <dsv3/backend/cuda/hopper_codes_turned.cuh>
 
 namespace dsv3::detail {
 
@@ -68,157 +66,6 @@ bool rows_fit(const Quantized<C>& q) {
   return q.group_rows == 1 && q.group_columns == hopper_tile && scales_fit(q.scales);
 }
 
-// A matrix is a stack of one.
-template <class C>
-QuantizedStack<C> stack_of_one(const Quantized<C>& q) {
-  QuantizedStack<C> stack;
-  stack.codes.data = q.codes.data;
-  stack.codes.extents[0] = 1;
-  stack.codes.strides[0] = q.codes.extent(0) * q.codes.strides[0];
-  for (int d = 0; d < 2; ++d) {
-    stack.codes.extents[d + 1] = q.codes.extents[d];
-    stack.codes.strides[d + 1] = q.codes.strides[d];
-  }
-  stack.scales = q.scales;
-  stack.group_rows = q.group_rows;
-  stack.group_columns = q.group_columns;
-  return stack;
-}
-
-template <class TC>
-bool stores_vectors(const TC* c, Index group, Index row) {
-  constexpr Index elements = 16 / static_cast<Index>(sizeof(TC));
-  return reinterpret_cast<std::uintptr_t>(c) % 16 == 0 && group % elements == 0 &&
-         row % elements == 0;
-}
-
-template <class C>
-TensorShape codes_shape(const View<C, 2>& codes, int across, int down) {
-  return {
-      CU_TENSOR_MAP_DATA_TYPE_UINT8, codes.data,        2,   {codes.extent(1), codes.extent(0), 1},
-      {codes.strides[0], 0},         {across, down, 1}, true};
-}
-template <class C>
-TensorShape codes_shape(const View<C, 3>& codes) {
-  return {CU_TENSOR_MAP_DATA_TYPE_UINT8,
-          codes.data,
-          3,
-          {codes.extent(2), codes.extent(1), codes.extent(0)},
-          {codes.strides[1], codes.strides[0]},
-          {hopper_tile, hopper_tile, 1},
-          true};
-}
-template <class S>
-TensorShape scales_shape(const Scales<S>& scales, int across) {
-  return {CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
-          scales.data,
-          2,
-          {scales.extents[1], scales.extents[0], 1},
-          {scales.strides[0] * 4, 0},
-          {across, 1, 1},
-          false};
-}
-
-template <Product p, int waves, bool bounded, class TC>
-void launch_hopper_codes(Cuda& cuda, const char* caller, const HopperMaps& maps,
-                         HopperCodes<TC> work, Index units) {
-  constexpr auto kernel = hopper_codes_kernel<p, waves, bounded, TC>;
-  constexpr int bytes = HopperStages<p, waves>::bytes;
-  const std::string sizes = std::to_string(work.groups) + " groups, c of " +
-                            std::to_string(work.rows) + " x " + std::to_string(work.columns) +
-                            ", depth " + std::to_string(work.depth);
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-             caller, "cudaFuncSetAttribute", sizes);
-  const Index at_once = cuda.multiprocessors() / work.cluster;
-  work.clusters = static_cast<int>(units < at_once ? units : (at_once > 0 ? at_once : 1));
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {static_cast<unsigned>(work.cluster), 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(work.clusters * work.cluster));
-  config.blockDim = dim3(hopper_threads);
-  config.dynamicSmemBytes = bytes;
-  config.stream = cuda.stream();
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  check_cuda(cudaLaunchKernelEx(&config, kernel, maps, work), caller, "launch", sizes);
-}
-
-// nt and nn, cut as it says. offsets: empty for a plain product.
-template <Product p, bool bounded, class CA, class CB, class TC>
-void run_hopper_codes(Cuda& cuda, const char* caller, const Quantized<CA>& a,
-                      const QuantizedStack<CB>& b, const View<TC, 2>& c,
-                      const View<const Index, 1>& offsets, Output output, const HopperCut& cut) {
-  static_assert(p != Product::tn && hopper_codes_types<CA, CB, TC>);
-  const auto sa = operand_scales(a, true), sb = operand_scales(b[0], p == Product::nt);
-  const Index tiles = groups_of(c.extent(1), hopper_tile), units = groups_of(tiles, cut.cluster);
-  HopperCodes<TC> work{};
-  work.c = c.data;
-  work.c_row = c.strides[0];
-  work.rows = static_cast<int>(c.extent(0));
-  work.columns = static_cast<int>(c.extent(1));
-  work.depth = static_cast<int>(a.extent(1));
-  work.groups = static_cast<int>(b.extent(0));
-  work.offsets = offsets.extent(0) ? offsets.data : nullptr;
-  work.a_scales = sa.data;
-  work.a_row = static_cast<int>(sa.i_stride);
-  work.a_block = static_cast<int>(sa.k_stride);
-  work.b_scales = sb.data;
-  work.b_group = static_cast<int>(groups_of(b.extent(1), b.group_rows) * b.scales.strides[0]);
-  work.b_column = static_cast<int>(sb.i_stride);
-  work.b_block = static_cast<int>(sb.k_stride);
-  work.column_units = static_cast<int>(units);
-  work.cluster = cut.cluster;
-  work.add = output == Output::add;
-  work.vector = stores_vectors(c.data, 0, c.strides[0]);
-  work.fault = cuda.fault();
-  HopperMaps maps;
-  maps.a =
-      tensor_map(caller, codes_shape(a.codes, hopper_tile, hopper_tile * cut.waves / cut.cluster));
-  maps.b = tensor_map(caller, codes_shape(b.codes));
-  maps.a_scales = maps.b_scales = maps.a;
-  const Index down = groups_of(c.extent(0), hopper_tile * cut.waves) + work.groups - 1;
-  if (cut.waves == 2)
-    launch_hopper_codes<p, 2, bounded>(cuda, caller, maps, work, down * units);
-  else
-    launch_hopper_codes<p, 1, bounded>(cuda, caller, maps, work, down * units);
-}
-
-// tn: one c for each group of tokens. c_group: elements from one c to the next.
-template <bool bounded, class CA, class CB, class TC>
-void run_hopper_codes_tn(Cuda& cuda, const char* caller, const Quantized<CA>& a,
-                         const Quantized<CB>& b, const View<TC, 2>& c, Index c_group, Index groups,
-                         const View<const Index, 1>& offsets, Output output, const HopperCut& cut) {
-  static_assert(hopper_codes_types<CA, CB, TC>);
-  const Index tiles = groups_of(c.extent(1), hopper_tile), units = groups_of(tiles, cut.cluster);
-  HopperCodes<TC> work{};
-  work.c = c.data;
-  work.c_group = c_group;
-  work.c_row = c.strides[0];
-  work.rows = static_cast<int>(c.extent(0));
-  work.columns = static_cast<int>(c.extent(1));
-  work.depth = static_cast<int>(a.extent(0));
-  work.groups = static_cast<int>(groups);
-  work.offsets = offsets.extent(0) ? offsets.data : nullptr;
-  work.column_units = static_cast<int>(units);
-  work.cluster = cut.cluster;
-  work.add = output == Output::add;
-  work.vector = stores_vectors(c.data, c_group, c.strides[0]);
-  work.fault = cuda.fault();
-  const bool halves = cut.waves == 1 && cut.cluster > 1;  // of the box, for the cluster's blocks
-  HopperMaps maps;
-  maps.a =
-      tensor_map(caller, codes_shape(a.codes, hopper_tile, halves ? hopper_tile / 2 : hopper_tile));
-  maps.b = tensor_map(caller, codes_shape(stack_of_one(b).codes));
-  maps.a_scales = tensor_map(caller, scales_shape(a.scales, cut.waves * hopper_tile));
-  maps.b_scales = tensor_map(caller, scales_shape(b.scales, hopper_tile));
-  const Index down = groups_of(c.extent(0), hopper_tile * cut.waves) * groups;
-  if (cut.waves == 2)
-    launch_hopper_codes<Product::tn, 2, bounded>(cuda, caller, maps, work, down * units);
-  else
-    launch_hopper_codes<Product::tn, 1, bounded>(cuda, caller, maps, work, down * units);
-}
-
 /// Whether hopper_codes_grouped, or hopper_codes_gemm, takes these operands. Types, groups of
 /// scales, alignment and sizes; not the extents, which the caller has checked.
 template <Product p, class CA, class CB, class TC>
@@ -261,17 +108,49 @@ bool hopper_codes_fit(const Cuda& cuda, ProductTag<p> tag, const Quantized<CA>& 
     return hopper_codes_fit(cuda, tag, a, b, View<TC, 3>(c.data, {1, c.extent(0), c.extent(1)}));
   }
 }
+// nt and nn by the form that is done first.
+template <Product p, class CA, class CB, class TC>
+void choose_hopper_codes(Cuda& cuda, const char* caller, const Quantized<CA>& a,
+                         const QuantizedStack<CB>& b, const View<TC, 2>& c,
+                         const View<const Index, 1>& offsets, Output output) {
+  const Index groups = b.extent(0), rows = groups_of(c.extent(0), groups);
+  if constexpr (p == Product::nn) {
+    const Index stripe = hopper_stripe(groups, c.extent(1), a.extent(1), Cuda::workspace_bytes);
+    if (hopper_nn_turns(groups, c.extent(0), c.extent(1), a.extent(1), stripe))
+      return run_turned_nn<false>(
+          cuda, caller, a, b, c, offsets, output,
+          hopper_cut(Product::nt, groups, rows, stripe, cuda.multiprocessors()), stripe);
+  }
+  run_hopper_codes<p, false>(cuda, caller, a, b, c, offsets, output,
+                             hopper_cut(p, groups, rows, c.extent(1), cuda.multiprocessors()));
+}
+template <class CA, class CB, class TC>
+void choose_hopper_codes_tn(Cuda& cuda, const char* caller, const Quantized<CA>& a,
+                            const Quantized<CB>& b, const View<TC, 2>& c, Index c_group,
+                            Index groups, const View<const Index, 1>& offsets, Output output) {
+  const auto turns =
+      hopper_turns(groups, c.extent(0), c.extent(1), a.extent(0), Cuda::workspace_bytes);
+  if (hopper_tn_turns(c.extent(0), c.extent(1), a.extent(0), turns))
+    return run_turned_tn<false>(cuda, caller, a, b, c, c_group, groups, offsets, output,
+                                hopper_cut(Product::tn, groups, least_of(turns.a, c.extent(0)),
+                                           least_of(turns.b, c.extent(1)), cuda.multiprocessors()),
+                                turns);
+  run_hopper_codes_tn<false>(
+      cuda, caller, a, b, c, c_group, groups, offsets, output,
+      hopper_cut(Product::tn, groups, c.extent(0), c.extent(1), cuda.multiprocessors()));
+}
+
 /// The product of matrices of codes, for operands that hopper_codes_fit accepts. The sum of 128
 /// products is the tensor core's own, of about 14 bits; then as gemm(EigenCpu&, ...) of codes. The
-/// bits of an element depend neither on the other rows nor on how the product is cut.
+/// bits of an element depend neither on the other rows nor on how the product is cut or turned.
+/// Writes to the context's workspace.
 template <Product p, class CA, class CB, class TC>
 void hopper_codes_gemm(Cuda& cuda, ProductTag<p>, const Quantized<CA>& a, const Quantized<CB>& b,
                        const View<TC, 2>& c, Output output) {
-  const auto cut = hopper_cut(1, c.extent(0), c.extent(1), cuda.multiprocessors());
   if constexpr (p == Product::tn)
-    run_hopper_codes_tn<false>(cuda, "gemm", a, b, c, 0, 1, {}, output, cut);
+    choose_hopper_codes_tn(cuda, "gemm", a, b, c, 0, 1, {}, output);
   else
-    run_hopper_codes<p, false>(cuda, "gemm", a, stack_of_one(b), c, {}, output, cut);
+    choose_hopper_codes<p>(cuda, "gemm", a, stack_of_one(b), c, {}, output);
 }
 
 /// The same over ragged groups of rows, at offsets [groups + 1] in device memory: nt and nn.
@@ -279,18 +158,15 @@ template <Product p, class CA, class CB, class TC>
 void hopper_codes_grouped(Cuda& cuda, ProductTag<p>, const Quantized<CA>& a,
                           const QuantizedStack<CB>& b, const View<TC, 2>& c,
                           const View<const Index, 1>& offsets, Output output) {
-  const auto cut = hopper_cut(b.extent(0), groups_of(c.extent(0), b.extent(0)), c.extent(1),
-                              cuda.multiprocessors());
-  run_hopper_codes<p, false>(cuda, "grouped_gemm", a, b, c, offsets, output, cut);
+  choose_hopper_codes<p>(cuda, "grouped_gemm", a, b, c, offsets, output);
 }
 /// The same: tn.
 template <class CA, class CB, class TC>
 void hopper_codes_grouped(Cuda& cuda, ProductTag<Product::tn>, const Quantized<CA>& a,
                           const Quantized<CB>& b, const View<TC, 3>& c,
                           const View<const Index, 1>& offsets, Output output) {
-  const auto cut = hopper_cut(c.extent(0), c.extent(1), c.extent(2), cuda.multiprocessors());
-  run_hopper_codes_tn<false>(cuda, "grouped_gemm", a, b, c[0], c.strides[0], c.extent(0), offsets,
-                             output, cut);
+  choose_hopper_codes_tn(cuda, "grouped_gemm", a, b, c[0], c.strides[0], c.extent(0), offsets,
+                         output);
 }
 
 }  // namespace dsv3::detail

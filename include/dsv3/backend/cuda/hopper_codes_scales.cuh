@@ -20,7 +20,7 @@ struct HopperCodes {
   // nt, nn: distances of the scales of neighbours in each direction. tn's come by TMA.
   const float *a_scales, *b_scales;
   int a_row, a_block, b_group, b_column, b_block;
-  int column_units, cluster, clusters;  // clusters at work
+  int column_tiles;  // of a row of c
   bool add;
   bool vector;  // rows of c at multiples of 16 bytes
   Cuda::Fault* fault;
@@ -28,8 +28,9 @@ struct HopperCodes {
 
 // nt, nn: a in groups of 1 x 128, b in blocks of 128 x 128. The four lanes that share a row read
 // the scales of four blocks of 128 each, two such groups ahead of their use.
-template <Product p, int waves>
+template <class Form, Product p = Form::product>
 struct HopperScales {
+  static constexpr int waves = Form::waves;
   int row, b, last, lane;  // b: offset of its scale of the first 128
   float a_next[2 * waves], b_next, scale[2 * waves];
 
@@ -37,9 +38,7 @@ struct HopperScales {
   __device__ HopperScales(const HopperCodes<TC>& work, const HopperTile& tile, int row_in_tile,
                           int lane)
       : row(tile.row + row_in_tile), last(tile.blocks - 1), lane(lane) {
-    const int columns = (work.columns + hopper_tile - 1) / hopper_tile;
-    const int column = tile.column / hopper_tile;
-    b = tile.group * work.b_group + (column < columns ? column : columns - 1) * work.b_column;
+    b = tile.group * work.b_group + tile.column / hopper_tile * work.b_column;
     load(work, 0);
   }
 
@@ -69,16 +68,17 @@ struct HopperScales {
     return make_float2(__shfl_sync(~0u, scale[2 * wave], from),
                        __shfl_sync(~0u, scale[2 * wave + 1], from));
   }
-  __device__ void promote(float (&total)[64], const float (&sum)[64], float2 factor) const {
+  template <int n>
+  __device__ void promote(float (&total)[n], const float (&sum)[n], float2 factor) const {
 #pragma unroll
-    for (int i = 0; i < 64; ++i)
+    for (int i = 0; i < n; ++i)
       total[i] = dsv3::fma(sum[i], i / 2 % 2 ? factor.y : factor.x, total[i]);
   }
 };
 
 // tn: both in groups of 128 x 1, in the stage's shared memory.
-template <int waves>
-struct HopperScales<Product::tn, waves> {
+template <class Form>
+struct HopperScales<Form, Product::tn> {
   int row, quarter;
   const float* values;
 
@@ -92,10 +92,11 @@ struct HopperScales<Product::tn, waves> {
   }
 
   __device__ float2 factors(int wave, int) const {
-    return make_float2(values[wave * hopper_tile + row], values[wave * hopper_tile + row + 8]);
+    const float* from = values + wave * hopper_tile + row;
+    return make_float2(from[0], from[8]);
   }
   __device__ void promote(float (&total)[64], const float (&sum)[64], float2 factor) const {
-    const auto* b = reinterpret_cast<const float2*>(values + waves * hopper_tile) + quarter;
+    const auto* b = reinterpret_cast<const float2*>(values + Form::height) + quarter;
 #pragma unroll
     for (int i = 0; i < 64; i += 4) {
       const float2 pair = b[i];

@@ -3,16 +3,29 @@
 #pragma once
 
 #include <dsv3/core/product.hpp>
+#include <dsv3/core/quantized.hpp>
 
 namespace dsv3::detail {
 
-// A block of threads holds a tile of c of 128 `waves` rows and 128 columns, and walks along the sum
-// in steps of 128 codes: the interval after which sums are promoted (spec 7.4). Warps 0 ... 3
+// A block of threads holds a tile of c of 128 `waves` rows and `width` columns, and walks along the
+// sum in steps of 128 codes: the interval after which sums are promoted (spec 7.4). Warps 0 ... 3
 // bring codes in; each of two groups of four warps multiplies 64 rows of every wave of 128.
 constexpr int hopper_tile = 128;
 constexpr int hopper_threads = 384;
 constexpr int hopper_most_groups = 512;
 constexpr int hopper_tile_bytes = hopper_tile * hopper_tile;
+
+// A form of the kernel. The bits of the result depend on the product alone.
+template <Product p, bool codes_turned, int tile_waves, int tile_width>
+struct HopperForm {
+  static constexpr Product product = p;
+  // tn of operands whose codes lie along the tokens, as turn_codes_kernel leaves them.
+  static constexpr bool turned = codes_turned;
+  static constexpr int waves = tile_waves, width = tile_width;
+  static constexpr int height = hopper_tile * waves;  // rows of a tile
+  // wgmma wants codes that lie along the sum: whether the kernel has to transpose tiles.
+  static constexpr bool transposes = p != Product::nt && !turned;
+};
 
 // Shared memory holds an operand as rows of 128 bytes, the sum's direction along the row, with
 // TMA's 128-byte swizzle: the 16-byte chunk `chunk` of row r lies in the place of chunk ^ (r % 8).
@@ -31,7 +44,7 @@ DSV3_HD constexpr std::uint64_t hopper_descriptor(std::uint32_t address) {
 }
 constexpr std::uint64_t hopper_descriptor_step = 32 / 16;
 
-// Element i, of 64, of the accumulator of a product of 64 x 128, in one of the 128 threads.
+// Element i, of width / 2, of the accumulator of a product of 64 x width, in one of 128 threads.
 DSV3_HD constexpr int hopper_fragment_row(int thread, int i) {
   return thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8;
 }
@@ -40,14 +53,15 @@ DSV3_HD constexpr int hopper_fragment_column(int thread, int i) {
 }
 
 // One stage of the ring in shared memory: a tile of a, a tile of b and, for tn, their scales.
-template <Product p, int waves>
+template <class Form>
 struct HopperStages {
-  static_assert(waves == 1 || waves == 2);
-  static constexpr int count = waves == 2 ? 4 : 6;
-  static constexpr int a_bytes = waves * hopper_tile_bytes;
-  static constexpr int b_bytes = hopper_tile_bytes;
-  static constexpr int a_scales = p == Product::tn ? waves * hopper_tile : 0;
-  static constexpr int b_scales = p == Product::tn ? hopper_tile : 0;
+  static_assert(Form::waves == 1 || Form::waves == 2);
+  static_assert(Form::width == hopper_tile || (Form::width == 64 && Form::product == Product::nt));
+  static constexpr int count = Form::height == 256 ? 4 : Form::width == 64 ? 8 : 6;
+  static constexpr int a_bytes = Form::height * hopper_tile;
+  static constexpr int b_bytes = Form::width * hopper_tile;
+  static constexpr int a_scales = Form::product == Product::tn ? Form::height : 0;
+  static constexpr int b_scales = Form::product == Product::tn ? hopper_tile : 0;
   static constexpr int scale_bytes = (a_scales + b_scales) * 4;
   static constexpr int arriving_bytes = a_bytes + b_bytes + scale_bytes;
 
@@ -78,6 +92,10 @@ struct HopperGroups {
   const int* tiles;  // [groups + 1] rows of tiles before each group
 };
 
+// Segments of tokens whose groups of 128 begin anew at each: the place of segment `group`, which
+// begins at token `first`, in rows of scales (Quantized::segment) and in blocks of turned codes.
+DSV3_HD constexpr int hopper_segment(int group, int first) { return first / hopper_tile + group; }
+
 // A tile of c, and what is summed for it.
 struct HopperTile {
   int group;
@@ -87,21 +105,18 @@ struct HopperTile {
   int first, length;  // tn: the tokens [first, first + length)
 };
 
-// Tile of block `rank` of a cluster in its unit `unit`: one row of tiles times `cluster` columns of
-// tiles. group: of an earlier unit, moves on. rows: of c in a group of tn; depth: the sum's length
-// in the others.
-template <Product p, int waves>
-DSV3_HD constexpr HopperTile hopper_tile_of(const HopperGroups& groups, int unit, int& group,
-                                            int column_units, int cluster, int rank, int rows,
-                                            int depth) {
-  while (unit >= groups.tiles[group + 1] * column_units) ++group;
+// Tile `index` of a product whose c has `columns` tiles in a row. group: of an earlier tile, moves
+// on. rows: of c in a group of tn; depth: the sum's length in the others.
+template <class Form>
+DSV3_HD constexpr HopperTile hopper_tile_of(const HopperGroups& groups, int index, int& group,
+                                            int columns, int rows, int depth) {
+  while (index >= groups.tiles[group + 1] * columns) ++group;
   const int before = groups.tiles[group];
-  const auto place = hopper_place(unit - before * column_units, groups.tiles[group + 1] - before,
-                                  column_units, waves == 2 ? 8 : 16);
+  const auto place = hopper_place(index - before * columns, groups.tiles[group + 1] - before,
+                                  columns, Form::height == 256 ? 8 : 16);
   const int first = groups.first[group], next = groups.first[group + 1];
-  const int row = place.row * waves * hopper_tile;
-  const int column = (place.column * cluster + rank) * hopper_tile;
-  if constexpr (p == Product::tn) {
+  const int row = place.row * Form::height, column = place.column * Form::width;
+  if constexpr (Form::product == Product::tn) {
     const int blocks = (next - first + hopper_tile - 1) / hopper_tile;
     return {group, row, rows, column, blocks, first, next - first};
   } else {
@@ -109,28 +124,33 @@ DSV3_HD constexpr HopperTile hopper_tile_of(const HopperGroups& groups, int unit
   }
 }
 
-// How a product is cut: 128 `waves` rows a tile, `cluster` blocks side by side that share a's tile.
-// The bits of the result do not depend on it.
+// How a product is cut into tiles. The bits of the result do not depend on it.
 struct HopperCut {
-  int waves, cluster;
+  int waves, width;
+
+  constexpr int height() const { return hopper_tile * waves; }
 };
 
 // The cut that is done first, by the steps that a multiprocessor makes: the larger tiles do most
-// per byte, the smaller fill the device better. rows: of a group, on average.
-constexpr HopperCut hopper_cut(Index groups, Index rows, Index columns, int multiprocessors) {
-  HopperCut best{2, 2};
+// per byte, the smaller fill the device better. Costs of a step, relative, from times on an H200:
+// one wave has 1.13 times the time of two for the same product; 64 columns pay only where they
+// put more multiprocessors to work. rows: of a group, on average.
+constexpr HopperCut hopper_cut(Product p, Index groups, Index rows, Index columns,
+                               int multiprocessors) {
+  struct Choice {
+    HopperCut cut;
+    Index cost;
+  };
+  const Choice choices[] = {{{2, 128}, 100}, {{1, 128}, 56}, {{1, 64}, 38}};
+  HopperCut best{2, 128};
   Index least = 0;
-  const HopperCut cuts[] = {{2, 2}, {1, 2}, {2, 1}, {1, 1}};
-  for (const HopperCut& cut : cuts) {
-    const Index tiles = (columns + hopper_tile - 1) / hopper_tile;
-    if (cut.cluster > 1 && tiles == 1) continue;
-    const Index across = (tiles + cut.cluster - 1) / cut.cluster;
+  for (const auto& [cut, cost] : choices) {
+    if (cut.width != hopper_tile && p != Product::nt) continue;
+    const Index across = (columns + cut.width - 1) / cut.width;
     const Index down = (rows + cut.waves * hopper_tile - 1) / (cut.waves * hopper_tile);
-    const Index at_once = multiprocessors / cut.cluster > 0 ? multiprocessors / cut.cluster : 1;
-    const Index turns = (groups * across * down + at_once - 1) / at_once;
-    const Index cost = turns * (cut.waves == 2 ? 100 : 56) * (cut.cluster == 2 ? 100 : 106);
-    if (least == 0 || cost < least) {
-      least = cost;
+    const Index turns = (groups * across * down + multiprocessors - 1) / multiprocessors;
+    if (least == 0 || turns * cost < least) {
+      least = turns * cost;
       best = cut;
     }
   }

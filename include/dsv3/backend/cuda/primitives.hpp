@@ -63,4 +63,8 @@ template <class CA, class CB, class TC>
                                     Quantized<CB> b, View<TC, 3> c, View<const Index, 1> offsets,
                                     Output output);
 
+/// Elements of logits that the head holds at once: 512 MiB of floats, because each part reads and
+/// writes the whole gradient of the head.
+inline Index logits_at_once(const Cuda&) { return Index{1} << 27; }
+
 }  // namespace dsv3
