@@ -3,6 +3,7 @@
 #pragma once
 
 #include <dsv3/core/check.hpp>
+#include <dsv3/core/fused_rows.hpp>
 #include <dsv3/core/weights.hpp>
 #include <dsv3/nn/check_finite.hpp>
 #include <dsv3/nn/emulated_product.hpp>
@@ -284,8 +285,8 @@ struct Projection<P> {
     } else {
       const auto q = take_segments<C>(scratch, rows, n, segments, P::tile);
       using Block = detail::QuantizeColumnsBlock<Source, C, Round>;
-      for_each_row(backend, q.scales.extents[0] * groups_of(n, Block::strip),
-                   Block{x, {offsets, rows, P::tile}, q, rule(route), Round{}});
+      for_each_row_fused(backend, q.scales.extents[0] * groups_of(n, Block::strip),
+                         Block{x, {offsets, rows, P::tile}, q, rule(route), Round{}});
       return q;
     }
   }
