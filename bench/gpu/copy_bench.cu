@@ -29,7 +29,7 @@ void copy_case(Run& run) {
   run.measure([&](Index) {
     copy_kernel<<<static_cast<unsigned>(4 * run.cuda.multiprocessors()), 512, 0,
                   run.cuda.stream()>>>(from.data, to.data, count);
-    check_cuda(cudaGetLastError(), "copy", "launch");
+    dsv3::detail::check_cuda(cudaGetLastError(), "copy", "launch");
   });
 }
 
