@@ -271,6 +271,76 @@ void compare_norm() {
     }
 }
 
+// The same with small integers everywhere.
+template <class T>
+std::vector<T> integers(Index n, std::uint32_t seed, int largest) {
+  std::vector<T> x(static_cast<std::size_t>(n));
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const auto word = (static_cast<std::uint32_t>(i) + seed) * 2654435761u >> 8;
+    x[i] = T(float(static_cast<int>(word % static_cast<std::uint32_t>(2 * largest + 1)) - largest));
+  }
+  return x;
+}
+
+template <class In, class W, class Out>
+void compare_plain_norm() {
+  using dsv3::Output;
+  const auto cuda = gpu();
+  if (!cuda) return;
+  const Shape all[] = {{1, 1, 0, 0},      {3, 37, 0, 0},      {130, 512, 0, 64}, {65, 1536, 0, 0},
+                       {64, 2064, 0, 16}, {300, 7168, 0, 0},  {5, 12304, 0, 0},  {66, 9001, 0, 0},
+                       {63, 40, 0, 8},    {1000, 2048, 0, 0}, {129, 100, 0, 4}};
+  for (const Shape& s : all)
+    for (const Output output : {Output::overwrite, Output::add}) {
+      CAPTURE(s.rows);
+      CAPTURE(s.columns);
+      CAPTURE(output == Output::add);
+      const Index stride = s.columns + s.gap, size = s.rows * stride;
+      const Memory<In> x(*cuda, integers<In>(size, 1, 15));
+      const Memory<W> w(*cuda, integers<W>(s.columns, 2, 4));
+      const Memory<Out> dy(*cuda, integers<Out>(size, 3, 3)), y1(*cuda, size), y2(*cuda, size);
+      const auto before = special_values<In>(s.rows, s.columns, s.gap, 5);
+      const Memory<In> dx1(*cuda, before), dx2(*cuda, before);
+      const Memory<float> dw1(*cuda, integers<float>(s.columns, 6, 100)),
+          dw2(*cuda, integers<float>(s.columns, 6, 100));
+      const auto writable = [&](const auto& m) {
+        View<std::remove_pointer_t<decltype(m.data)>, 2> v(m.data, {s.rows, s.columns});
+        v.strides[0] = stride;
+        return v;
+      };
+      const View<const W, 1> weight(w.data, {s.columns});
+      const auto in = matrix(x, s.rows, s.columns, s.gap);
+      const auto gradient = matrix(dy, s.rows, s.columns, s.gap);
+      for_each_row(*cuda, s.rows,
+                   dsv3::detail::RmsNormForwardRow<In, Out, W>{in, weight, writable(y2), 1e-6});
+      rms_norm_rows(*cuda, in, weight, 1e-6, writable(y1));
+      check_same("y", y1, y2, stride);
+      using Partial = dsv3::detail::RmsNormWeightPartial<In, Out>;
+      using Add = dsv3::detail::AddPartials<float, float>;
+      const Index chunks = dsv3::groups_of(s.rows, Partial::tokens);
+      const Memory<float> rstd1(*cuda, s.rows), rstd2(*cuda, s.rows),
+          partial1(*cuda, chunks * s.columns), partial2(*cuda, chunks * s.columns);
+      const auto row = [](const Memory<float>& m) {
+        return View<float, 1>(m.data, {static_cast<Index>(m.size)});
+      };
+      const auto parts = [&](const Memory<float>& m) {
+        return View<float, 2>(m.data, {chunks, s.columns});
+      };
+      for_each_row(
+          *cuda, s.rows,
+          dsv3::detail::RmsNormBackwardRow<In, Out, W>{in, gradient, weight, row(rstd2),
+                                                       writable(dx2), 1e-6, output == Output::add});
+      for_each_row(*cuda, chunks, Partial{in, gradient, row(rstd2), parts(partial2)});
+      for_each_row(*cuda, dsv3::groups_of(s.columns, Add::columns), Add{parts(partial2), row(dw2)});
+      rms_norm_backward_rows(*cuda, in, gradient, weight, 1e-6, writable(dx1), output, row(rstd1),
+                             parts(partial1), Partial::tokens, row(dw1));
+      check_same("rstd", rstd1, rstd2, 1);
+      check_same("dx", dx1, dx2, stride);
+      check_same("partial sums", partial1, partial2, s.columns);
+      check_same("dweight", dw1, dw2, s.columns);
+    }
+}
+
 }  // namespace
 
 TEST_CASE("fused quantising has the bits of the row kernel") {
@@ -289,6 +359,12 @@ TEST_CASE("fused RMSNorm and quantising have the bits of the row kernel where su
   SUBCASE("float, float, bf16 to e4m3") { compare_norm<float, float, bf16, e4m3>(); }
   SUBCASE("bf16, bf16, bf16 to e4m3") { compare_norm<bf16, bf16, bf16, e4m3>(); }
   SUBCASE("float, bf16, float to e5m2") { compare_norm<float, bf16, float, e5m2>(); }
+}
+
+TEST_CASE("fused RMSNorm, forward and backward, has the bits of the row kernels of exact sums") {
+  SUBCASE("float, float, float") { compare_plain_norm<float, float, float>(); }
+  SUBCASE("float, bf16, bf16") { compare_plain_norm<float, bf16, bf16>(); }
+  SUBCASE("bf16, bf16, bf16") { compare_plain_norm<bf16, bf16, bf16>(); }
 }
 
 TEST_CASE("groups that no warp can hold are refused before anything is launched") {
