@@ -271,6 +271,77 @@ void compare_norm() {
     }
 }
 
+template <class Source, class C>
+void compare_columns_of(Cuda& cuda, const Source& x, const std::vector<Index>& offsets, Index tile,
+                        Index gap) {
+  using Block = dsv3::detail::QuantizeColumnsBlock<Source, C, dsv3::RoundNearest>;
+  const Index rows = x.extent(0), columns = x.extent(1);
+  const Index segments = offsets.empty() ? 1 : static_cast<Index>(offsets.size()) - 1;
+  const Index down = rows / tile + segments, stride = columns + gap;
+  const Memory<Index> on_device(cuda, offsets);
+  View<const Index, 1> at;
+  if (!offsets.empty()) at = {on_device.data, {segments + 1}};
+  const Memory<C> codes1(cuda, rows * stride), codes2(cuda, rows * stride);
+  const Memory<float> scales1(cuda, down * columns), scales2(cuda, down * columns);
+  const auto view = [&](const Memory<C>& codes, const Memory<float>& scales) {
+    View<C, 2> v(codes.data, {rows, columns});
+    v.strides[0] = stride;
+    return Quantized<C>(v, {scales.data, down, columns}, tile, 1);
+  };
+  for (const ScaleRule& rule : rules) {
+    CAPTURE(rule.power_of_two);
+    // What no group writes stays as it was before, in both.
+    const auto q2 = view(codes2, scales2);
+    for_each_row(cuda, down * dsv3::groups_of(columns, Block::strip),
+                 Block{x, {at, rows, tile}, q2, rule, {}});
+    quantize_columns(cuda, x, at, view(codes1, scales1), rule);
+    check_same("scales", scales1, scales2, columns);
+    check_same("codes", codes1, codes2, stride);
+  }
+}
+
+template <class T, class C>
+void compare_columns() {
+  const auto cuda = gpu();
+  if (!cuda) return;
+  struct Case {
+    Index rows, columns, gap, tile;
+    std::vector<Index> offsets;
+  };
+  const std::vector<Case> cases = {{300, 512, 0, 128, {}},
+                                   {300, 528, 16, 128, {0, 0, 130, 130, 131, 258, 300}},
+                                   {300, 528, 16, 128, {0, 0, 0, 100, 250}},  // rows of no segment
+                                   {77, 37, 0, 32, {0, 5, 37, 37, 77}},
+                                   {77, 259, 5, 64, {}},
+                                   {13, 16, 0, 128, {0, 13}},
+                                   {1, 1, 3, 256, {}},
+                                   {1300, 2048, 0, 128, {0, 1, 2, 300, 300, 700, 828, 1299, 1300}},
+                                   {600, 96, 32, 256, {0, 599, 600}}};
+  for (const Case& c : cases) {
+    CAPTURE(c.rows);
+    CAPTURE(c.columns);
+    CAPTURE(c.tile);
+    CAPTURE(c.offsets.size());
+    // Special rows lie across groups of rows: those of row i are in columns of it as well.
+    auto values = special_values<T>(c.rows, c.columns, c.gap, 7);
+    for (Index i = 0; i < c.rows; ++i)
+      for (Index j = 0; j < c.columns; ++j)
+        if (i >= 12 || (j * 7 + i) % 97 > 3) {
+          T& v = values[static_cast<std::size_t>(i * (c.columns + c.gap) + j)];
+          const float factor = j % 19 == 3 ? 0x1p-110f : j % 23 == 5 ? 0.0f : 1.0f;
+          const float value = float(v) - float(v) == 0 ? float(v) : 1.0f;
+          v = T((i < 12 ? 1.0f + float(j % 5) : value) * factor);
+        }
+    const Memory<T> memory(*cuda, values);
+    const auto x = matrix(memory, c.rows, c.columns, c.gap);
+    compare_columns_of<View<const T, 2>, C>(*cuda, x, c.offsets, c.tile, c.gap);
+    const Codes<C> rows(*cuda, c.rows, c.columns, c.tile, c.gap);
+    for_each_row(*cuda, c.rows,
+                 dsv3::detail::QuantizeRow<T, C, dsv3::RoundNearest>{x, rows.view(), {}, {}});
+    compare_columns_of<Quantized<const C>, C>(*cuda, rows.view(), c.offsets, c.tile, c.gap);
+  }
+}
+
 // The same with small integers everywhere.
 template <class T>
 std::vector<T> integers(Index n, std::uint32_t seed, int largest) {
@@ -365,6 +436,11 @@ TEST_CASE("fused RMSNorm, forward and backward, has the bits of the row kernels 
   SUBCASE("float, float, float") { compare_plain_norm<float, float, float>(); }
   SUBCASE("float, bf16, bf16") { compare_plain_norm<float, bf16, bf16>(); }
   SUBCASE("bf16, bf16, bf16") { compare_plain_norm<bf16, bf16, bf16>(); }
+}
+
+TEST_CASE("fused quantising along columns has the bits of the row kernel") {
+  SUBCASE("bf16 to e4m3") { compare_columns<bf16, e4m3>(); }
+  SUBCASE("float to e5m2") { compare_columns<float, e5m2>(); }
 }
 
 TEST_CASE("groups that no warp can hold are refused before anything is launched") {

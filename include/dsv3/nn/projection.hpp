@@ -283,9 +283,15 @@ struct Projection<P> {
       }
     } else {
       const auto q = take_segments<C>(scratch, rows, n, segments, P::tile);
-      using Block = detail::QuantizeColumnsBlock<Source, C, Round>;
-      for_each_row(backend, q.scales.extents[0] * groups_of(n, Block::strip),
-                   Block{x, {offsets, rows, P::tile}, q, rule(route), Round{}});
+      const ScaleRule scale_rule = rule(route);
+      if constexpr (std::is_same_v<Round, RoundNearest> &&
+                    requires { quantize_columns(backend, x, offsets, q, scale_rule); }) {
+        quantize_columns(backend, x, offsets, q, scale_rule);
+      } else {
+        using Block = detail::QuantizeColumnsBlock<Source, C, Round>;
+        for_each_row(backend, q.scales.extents[0] * groups_of(n, Block::strip),
+                     Block{x, {offsets, rows, P::tile}, q, scale_rule, Round{}});
+      }
       return q;
     }
   }

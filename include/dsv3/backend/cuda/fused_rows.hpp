@@ -77,4 +77,22 @@ requires(detail::fused_row_types<In, W, Out>)
                                                   View<float, 1> rstd, View<float, 2> partial,
                                                   Index tokens, View<float, 1> dweight);
 
+/// Fused form of quantising in groups of q.group_rows x 1, which begin anew at each segment of
+/// offsets, to the nearest code: the same codes and scales as the row kernel.
+///
+/// Shapes   x and q [T, H]; offsets [E + 1], or empty: one segment. The groups of segment e have
+/// the
+///          scales' rows from offsets[e] / q.group_rows + e on.
+/// Types    x in bf16, float or codes of e4m3 or e5m2, whose values are quantised; e4m3 or e5m2.
+template <class T, class C>
+requires(detail::fused_row_types<T>&& is_fp8<C>)
+    [[gnu::noinline]] void quantize_columns(Cuda& cuda, View<const T, 2> x,
+                                            View<const Index, 1> offsets, Quantized<C> q,
+                                            ScaleRule rule);
+template <class S, class C>
+requires(is_fp8<S>&& is_fp8<C>)
+    [[gnu::noinline]] void quantize_columns(Cuda& cuda, Quantized<const S> x,
+                                            View<const Index, 1> offsets, Quantized<C> q,
+                                            ScaleRule rule);
+
 }  // namespace dsv3
