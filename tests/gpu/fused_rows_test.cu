@@ -1,169 +1,11 @@
-// The fused row kernels of a GPU against the row kernels, on the same device and inputs.
+// Quantising and SwiGLU by fused row kernels against the row kernels, on the same device.
 #include <doctest/doctest.h>
 
-#include <cmath>
-#include <cstdio>
-#include <cstring>
-#include <dsv3/backend/cuda/fused_rows.cuh>
-#include <dsv3/backend/cuda/team.cuh>
-#include <dsv3/core/philox.hpp>
-#include <dsv3/nn/projection.hpp>
-#include <limits>
-#include <memory>
-#include <vector>
+#include "fused_rows_case.cuh"
+
+using namespace fused_test;
 
 namespace {
-
-using dsv3::bf16;
-using dsv3::Cuda;
-using dsv3::e4m3;
-using dsv3::e5m2;
-using dsv3::Index;
-using dsv3::Quantized;
-using dsv3::ScaleRule;
-using dsv3::View;
-
-constexpr float infinity = std::numeric_limits<float>::infinity();
-constexpr float none = std::numeric_limits<float>::quiet_NaN();
-const ScaleRule rules[] = {{}, {1e-4, false}, {0, true}};
-
-// The GPU, or null and a message.
-std::unique_ptr<Cuda> gpu() {
-  const auto reason = dsv3::cuda_unavailable();
-  if (reason.empty()) return std::make_unique<Cuda>();
-  std::printf("skipped: %s\n", reason.c_str());
-  return nullptr;
-}
-
-// Memory of the device, every byte 0xAB at first.
-template <class T>
-struct Memory {
-  Cuda& cuda;
-  std::size_t size;
-  T* data;
-
-  Memory(Cuda& c, Index n)
-      : cuda(c), size(static_cast<std::size_t>(n)), data(static_cast<T*>(allocate(c, bytes()))) {
-    std::vector<std::uint8_t> fill(size * sizeof(T), 0xAB);
-    copy_to_backend(cuda, data, fill.data(), bytes());
-    synchronize(cuda);
-  }
-  Memory(Cuda& c, const std::vector<T>& values) : Memory(c, static_cast<Index>(values.size())) {
-    copy_to_backend(cuda, data, values.data(), bytes());
-    synchronize(cuda);
-  }
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
-  ~Memory() { deallocate(cuda, data, bytes()); }
-
-  Index bytes() const { return static_cast<Index>(size * sizeof(T)); }
-  std::vector<std::uint8_t> host() const {
-    std::vector<std::uint8_t> values(size * sizeof(T));
-    copy_to_host(cuda, values.data(), data, bytes());
-    return values;
-  }
-};
-
-// Two memories must be equal, also between rows: says how many bytes differ, and where.
-template <class T>
-void check_same(const char* what, const Memory<T>& ours, const Memory<T>& theirs, Index stride) {
-  const auto a = ours.host(), b = theirs.host();
-  std::size_t count = 0, first = 0, last = 0;
-  for (std::size_t i = 0; i < a.size(); i += sizeof(T))
-    if (std::memcmp(&a[i], &b[i], sizeof(T)) != 0) {
-      if (count++ == 0) first = i / sizeof(T);
-      last = i / sizeof(T);
-    }
-  if (count == 0) return;
-  const auto bits = [&](const std::vector<std::uint8_t>& from, std::size_t at) {
-    std::uint32_t word = 0;
-    std::memcpy(&word, &from[at * sizeof(T)], sizeof(T));
-    return word;
-  };
-  const auto at = [&](std::size_t i) {
-    const auto s = static_cast<std::size_t>(stride);
-    return std::to_string(i / s) + ", " + std::to_string(i % s);
-  };
-  FAIL_CHECK(what << ": " << count << " of " << ours.size << " differ, from (" << at(first)
-                  << "), bits " << bits(a, first) << ", must be " << bits(b, first) << ", to ("
-                  << at(last) << "), bits " << bits(a, last) << ", must be " << bits(b, last));
-}
-
-// Codes and scales whose rows lie `gap` elements apart.
-template <class C>
-struct Codes {
-  Index rows, columns, width, stride, groups;
-  Memory<C> codes;
-  Memory<float> scales;
-
-  Codes(Cuda& cuda, Index r, Index c, Index w, Index gap)
-      : rows(r),
-        columns(c),
-        width(w),
-        stride(c + gap),
-        groups(dsv3::groups_of(c, w)),
-        codes(cuda, r * stride),
-        scales(cuda, r * (groups + 1)) {}
-
-  Quantized<C> view() const {
-    View<C, 2> v(codes.data, {rows, columns});
-    v.strides[0] = stride;
-    dsv3::Scales<float> s(scales.data, rows, groups);
-    s.strides[0] += 1;
-    return {v, s, 1, width};
-  }
-  void must_be(const char* what, const Codes& expected) const {
-    CAPTURE(what);
-    check_same("scales", scales, expected.scales, groups + 1);
-    check_same("codes", codes, expected.codes, stride);
-  }
-};
-
-template <class T>
-View<const T, 2> matrix(const Memory<T>& m, Index rows, Index columns, Index gap) {
-  View<const T, 2> v(m.data, {rows, columns});
-  v.strides[0] = columns + gap;
-  return v;
-}
-
-// Values of many magnitudes; rows 0 ... 7 hold what is special, where there are so many.
-template <class T>
-std::vector<T> special_values(Index rows, Index columns, Index gap, std::uint32_t seed) {
-  const dsv3::Philox philox(seed, static_cast<std::uint64_t>(columns));
-  std::vector<T> x(static_cast<std::size_t>(rows * (columns + gap)), T(none));
-  for (Index i = 0; i < rows; ++i)
-    for (Index j = 0; j < columns; ++j) {
-      const auto at = static_cast<std::size_t>(i * (columns + gap) + j);
-      const auto block = philox(static_cast<std::uint64_t>(at));
-      float value = (2 * dsv3::uniform(block.word[0]) - 1) *
-                    std::exp2(std::floor(dsv3::uniform(block.word[1]) * 24 - 12));
-      const bool odd = block.word[2] & 1, rare = block.word[2] % 61 == 0;
-      if (rows >= 12) {
-        if (i == 0) value = odd ? 0.0f : -0.0f;
-        if (i == 1) value = odd ? 1e-39f : -1e-37f;  // the scale would be subnormal
-        if (i == 2 && rare) value = none;
-        if (i == 3 && rare) value = odd ? infinity : -infinity;
-        if (i == 4 && rare) value = -none;
-        if (i == 5 && j % 64 < 2) value = j % 64 ? none : infinity;
-        if (i == 6) value *= 0x1p110f;
-        if (i == 7) value *= 0x1p-100f;
-        if (i == 8) value = std::round(value * 16) / 16;  // ties
-        if (i == 9) value *= 0x1p-70f;
-        if (i == 10) value = (odd ? 448 : 57344) * std::exp2(float(block.word[3] % 30) - 15.0f);
-        if (i == 11) value *= 100;
-      }
-      x[at] = T(value);
-    }
-  return x;
-}
-
-struct Shape {
-  Index rows, columns, width, gap;
-};
-const Shape shapes[] = {{16, 1024, 128, 0}, {13, 1040, 128, 16}, {70, 512, 128, 0},
-                        {12, 37, 128, 0},   {1, 1, 32, 3},       {17, 259, 64, 5},
-                        {12, 700, 256, 4},  {14, 96, 32, 32},    {13, 1000, 128, 0},
-                        {12, 2064, 16, 0},  {12, 1536, 512, 0},  {300, 7168, 128, 0}};
 
 template <class T, class C>
 void compare_rows() {
@@ -217,56 +59,6 @@ void compare_swiglu() {
         a1->must_be("saved a", *a2);
         b1->must_be("saved b", *b2);
         h1->must_be("h", *h2);
-      }
-    }
-}
-
-// Sums of squares of small integers are exact in any order, so that the codes must be equal.
-template <class In, class W, class Out, class C>
-void compare_norm() {
-  const auto cuda = gpu();
-  if (!cuda) return;
-  std::vector<Shape> all(std::begin(shapes), std::end(shapes));
-  all.push_back({5, 8192, 128, 0});
-  all.push_back({5, 12304, 128, 0});  // more than registers hold
-  all.push_back({5, 9001, 128, 0});
-  for (const Shape& s : all)
-    for (const bool plain : {true, false}) {
-      CAPTURE(s.rows);
-      CAPTURE(s.columns);
-      CAPTURE(s.width);
-      CAPTURE(plain);
-      auto x = special_values<In>(s.rows, s.columns, s.gap, 4);
-      for (std::size_t i = 0; i < x.size(); ++i) {
-        const std::size_t row = i / static_cast<std::size_t>(s.columns + s.gap);
-        // Rows 2 to 5 keep their NaN and infinities where there are such.
-        const float value = float(x[i]);
-        if (s.rows < 12 || row < 2 || row > 5 || value - value == 0)
-          x[i] = In(float(static_cast<int>(i * 2654435761u % 31) - 15) * (row % 2 ? 1 : 0.125f));
-      }
-      std::vector<W> w(static_cast<std::size_t>(s.columns));
-      for (std::size_t j = 0; j < w.size(); ++j)
-        w[j] = W(0.5f + static_cast<float>(j * 40503u % 1000) / 999);
-      const Memory<In> on_x(*cuda, x);
-      const Memory<W> on_w(*cuda, w);
-      const auto in = matrix(on_x, s.rows, s.columns, s.gap);
-      const View<const W, 1> weight(on_w.data, {s.columns});
-      for (const ScaleRule& rule : rules) {
-        CAPTURE(rule.power_of_two);
-        const Codes<C> ours(*cuda, s.rows, s.columns, s.width, s.gap),
-            theirs(*cuda, s.rows, s.columns, s.width, s.gap);
-        const Memory<Out> y1(*cuda, s.rows * (s.columns + s.gap)), y2(*cuda, Index(y1.size));
-        const auto output = [&](const Memory<Out>& y) {
-          View<Out, 2> v;
-          if (plain) v = {y.data, {s.rows, s.columns}}, v.strides[0] = s.columns + s.gap;
-          return v;
-        };
-        for_each_row(*cuda, s.rows,
-                     dsv3::detail::RmsNormQuantizeRow<In, Out, W, C>{in, weight, output(y2),
-                                                                     theirs.view(), 1e-6, rule});
-        quantize_norm_rows(*cuda, in, weight, 1e-6, output(y1), ours.view(), rule);
-        check_same("y", y1, y2, s.columns + s.gap);
-        ours.must_be("quantize_norm_rows", theirs);
       }
     }
 }
@@ -342,76 +134,6 @@ void compare_columns() {
   }
 }
 
-// The same with small integers everywhere.
-template <class T>
-std::vector<T> integers(Index n, std::uint32_t seed, int largest) {
-  std::vector<T> x(static_cast<std::size_t>(n));
-  for (std::size_t i = 0; i < x.size(); ++i) {
-    const auto word = (static_cast<std::uint32_t>(i) + seed) * 2654435761u >> 8;
-    x[i] = T(float(static_cast<int>(word % static_cast<std::uint32_t>(2 * largest + 1)) - largest));
-  }
-  return x;
-}
-
-template <class In, class W, class Out>
-void compare_plain_norm() {
-  using dsv3::Output;
-  const auto cuda = gpu();
-  if (!cuda) return;
-  const Shape all[] = {{1, 1, 0, 0},      {3, 37, 0, 0},      {130, 512, 0, 64}, {65, 1536, 0, 0},
-                       {64, 2064, 0, 16}, {300, 7168, 0, 0},  {5, 12304, 0, 0},  {66, 9001, 0, 0},
-                       {63, 40, 0, 8},    {1000, 2048, 0, 0}, {129, 100, 0, 4}};
-  for (const Shape& s : all)
-    for (const Output output : {Output::overwrite, Output::add}) {
-      CAPTURE(s.rows);
-      CAPTURE(s.columns);
-      CAPTURE(output == Output::add);
-      const Index stride = s.columns + s.gap, size = s.rows * stride;
-      const Memory<In> x(*cuda, integers<In>(size, 1, 15));
-      const Memory<W> w(*cuda, integers<W>(s.columns, 2, 4));
-      const Memory<Out> dy(*cuda, integers<Out>(size, 3, 3)), y1(*cuda, size), y2(*cuda, size);
-      const auto before = special_values<In>(s.rows, s.columns, s.gap, 5);
-      const Memory<In> dx1(*cuda, before), dx2(*cuda, before);
-      const Memory<float> dw1(*cuda, integers<float>(s.columns, 6, 100)),
-          dw2(*cuda, integers<float>(s.columns, 6, 100));
-      const auto writable = [&](const auto& m) {
-        View<std::remove_pointer_t<decltype(m.data)>, 2> v(m.data, {s.rows, s.columns});
-        v.strides[0] = stride;
-        return v;
-      };
-      const View<const W, 1> weight(w.data, {s.columns});
-      const auto in = matrix(x, s.rows, s.columns, s.gap);
-      const auto gradient = matrix(dy, s.rows, s.columns, s.gap);
-      for_each_row(*cuda, s.rows,
-                   dsv3::detail::RmsNormForwardRow<In, Out, W>{in, weight, writable(y2), 1e-6});
-      rms_norm_rows(*cuda, in, weight, 1e-6, writable(y1));
-      check_same("y", y1, y2, stride);
-      using Partial = dsv3::detail::RmsNormWeightPartial<In, Out>;
-      using Add = dsv3::detail::AddPartials<float, float>;
-      const Index chunks = dsv3::groups_of(s.rows, Partial::tokens);
-      const Memory<float> rstd1(*cuda, s.rows), rstd2(*cuda, s.rows),
-          partial1(*cuda, chunks * s.columns), partial2(*cuda, chunks * s.columns);
-      const auto row = [](const Memory<float>& m) {
-        return View<float, 1>(m.data, {static_cast<Index>(m.size)});
-      };
-      const auto parts = [&](const Memory<float>& m) {
-        return View<float, 2>(m.data, {chunks, s.columns});
-      };
-      for_each_row(
-          *cuda, s.rows,
-          dsv3::detail::RmsNormBackwardRow<In, Out, W>{in, gradient, weight, row(rstd2),
-                                                       writable(dx2), 1e-6, output == Output::add});
-      for_each_row(*cuda, chunks, Partial{in, gradient, row(rstd2), parts(partial2)});
-      for_each_row(*cuda, dsv3::groups_of(s.columns, Add::columns), Add{parts(partial2), row(dw2)});
-      rms_norm_backward_rows(*cuda, in, gradient, weight, 1e-6, writable(dx1), output, row(rstd1),
-                             parts(partial1), Partial::tokens, row(dw1));
-      check_same("rstd", rstd1, rstd2, 1);
-      check_same("dx", dx1, dx2, stride);
-      check_same("partial sums", partial1, partial2, s.columns);
-      check_same("dweight", dw1, dw2, s.columns);
-    }
-}
-
 }  // namespace
 
 TEST_CASE("fused quantising has the bits of the row kernel") {
@@ -421,26 +143,14 @@ TEST_CASE("fused quantising has the bits of the row kernel") {
   SUBCASE("float to e5m2") { compare_rows<float, e5m2>(); }
 }
 
-TEST_CASE("fused SwiGLU and quantising have the bits of the row kernel") {
-  SUBCASE("bf16 to e4m3") { compare_swiglu<bf16, e4m3>(); }
-  SUBCASE("float to e5m2") { compare_swiglu<float, e5m2>(); }
-}
-
-TEST_CASE("fused RMSNorm and quantising have the bits of the row kernel where sums are exact") {
-  SUBCASE("float, float, bf16 to e4m3") { compare_norm<float, float, bf16, e4m3>(); }
-  SUBCASE("bf16, bf16, bf16 to e4m3") { compare_norm<bf16, bf16, bf16, e4m3>(); }
-  SUBCASE("float, bf16, float to e5m2") { compare_norm<float, bf16, float, e5m2>(); }
-}
-
-TEST_CASE("fused RMSNorm, forward and backward, has the bits of the row kernels of exact sums") {
-  SUBCASE("float, float, float") { compare_plain_norm<float, float, float>(); }
-  SUBCASE("float, bf16, bf16") { compare_plain_norm<float, bf16, bf16>(); }
-  SUBCASE("bf16, bf16, bf16") { compare_plain_norm<bf16, bf16, bf16>(); }
-}
-
 TEST_CASE("fused quantising along columns has the bits of the row kernel") {
   SUBCASE("bf16 to e4m3") { compare_columns<bf16, e4m3>(); }
   SUBCASE("float to e5m2") { compare_columns<float, e5m2>(); }
+}
+
+TEST_CASE("fused SwiGLU and quantising have the bits of the row kernel") {
+  SUBCASE("bf16 to e4m3") { compare_swiglu<bf16, e4m3>(); }
+  SUBCASE("float to e5m2") { compare_swiglu<float, e5m2>(); }
 }
 
 TEST_CASE("groups that no warp can hold are refused before anything is launched") {
