@@ -22,8 +22,10 @@ struct Use {
 
 template <Product p>
 constexpr int hopper_bytes() {
-  return HopperStages<p, 2>::bytes > HopperStages<p, 1>::bytes ? HopperStages<p, 2>::bytes
-                                                               : HopperStages<p, 1>::bytes;
+  using dsv3::detail::HopperForm;
+  constexpr int one = HopperStages<HopperForm<p, false, 1, 128>>::bytes,
+                two = HopperStages<HopperForm<p, false, 2, 128>>::bytes;
+  return two > one ? two : one;
 }
 
 }  // namespace
