@@ -16,6 +16,18 @@ template <class Source, class C, class Rounding>
 struct QuantizeColumnsBlock;
 template <class C>
 struct WeightedSlots;
+template <class M, class Moment, class C>
+struct AdamWBlock;
+template <class M>
+struct AdamWElement;
+template <class T>
+struct DispatchRow;
+template <class C>
+struct DispatchCodesRow;
+template <class T>
+struct CombineRow;
+template <class T>
+struct CombineBackwardRow;
 
 // What columns are quantised from here.
 template <class Source>
@@ -61,5 +73,31 @@ struct CodeDivisor {
 template <class Source, class C>
 requires(detail::is_fused_source<Source>&& is_fp8<C>) [[gnu::noinline]] void fused_rows(
     Cuda& cuda, Index rows, const detail::QuantizeColumnsBlock<Source, C, RoundNearest>& block);
+
+/// Fused form of AdamW with new codes, for blocks of 128 x 128: weights stay in registers between
+/// the update and their codes. Anything else takes the row kernel.
+///
+/// Types    weights and gradients in float, moments in bf16 or float; e4m3 or e5m2.
+template <class Moment, class C>
+requires((std::is_same_v<Moment, bf16> || std::is_same_v<Moment, float>)&&is_fp8<C>)
+    [[gnu::noinline]] void fused_rows(Cuda& cuda, Index rows,
+                                      const detail::AdamWBlock<float, Moment, C>& block);
+
+/// Fused forms of sending rows to experts and of adding what comes back, by 16 bytes. Rows that do
+/// not lie so take the row kernel.
+///
+/// Types    e4m3 or e5m2; bf16.
+template <class C>
+requires is_fp8<C>
+[[gnu::noinline]] void fused_rows(Cuda& cuda, Index rows, const detail::DispatchCodesRow<C>& row);
+template <class T>
+requires std::is_same_v<T, bf16>
+[[gnu::noinline]] void fused_rows(Cuda& cuda, Index rows, const detail::DispatchRow<T>& row);
+template <class T>
+requires std::is_same_v<T, bf16>
+[[gnu::noinline]] void fused_rows(Cuda& cuda, Index rows, const detail::CombineRow<T>& row);
+template <class T>
+requires std::is_same_v<T, bf16>
+[[gnu::noinline]] void fused_rows(Cuda& cuda, Index rows, const detail::CombineBackwardRow<T>& row);
 
 }  // namespace dsv3
