@@ -131,6 +131,7 @@ struct Case {
 using Cases = std::vector<Case>;
 
 /// The cases, file by file, in the order of the table.
+void copy_case(Run&);
 void ceiling_cases(Cases&);
 void gemm_cases(Cases&);
 void grouped_cases(Cases&);

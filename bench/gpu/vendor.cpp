@@ -1,4 +1,4 @@
-// Products by cuBLASLt alone, and the two ceilings of the machine: a copy, and large products.
+// Products by cuBLASLt alone, and the ceilings of the machine.
 #include "vendor.hpp"
 
 #include <cstring>
@@ -26,19 +26,6 @@ void upload_random(Run& run, View<std::uint8_t, 1> memory, bool fp8) {
     copy_to_backend(run.cuda, memory.data + at, words.data(),
                     std::min(piece, memory.extent(0) - at));
   synchronize(run.cuda);
-}
-
-void copy_case(Run& run) {
-  const Index bytes = Index{1} << 30;
-  const auto from = run.take<std::byte>({bytes}), to = run.take<std::byte>({bytes});
-  fill_zero(run.cuda, from.data, bytes);
-  run.work(2.0 * static_cast<double>(bytes), "GB/s");
-  run.torch("copy " + std::to_string(bytes), 0);
-  run.measure([&](Index) {
-    check_cuda(cudaMemcpyAsync(to.data, from.data, static_cast<std::size_t>(bytes),
-                               cudaMemcpyDeviceToDevice, run.cuda.stream()),
-               "copy", "cudaMemcpyAsync");
-  });
 }
 
 void product_case(Run& run, VendorPeer::Kind kind) {

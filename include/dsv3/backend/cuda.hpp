@@ -4,6 +4,8 @@
 
 #include <dsv3/backend/cuda/attention.hpp>
 #include <dsv3/backend/cuda/context.hpp>
+#include <dsv3/backend/cuda/fused_columns.hpp>
+#include <dsv3/backend/cuda/fused_rows.hpp>
 #include <dsv3/backend/cuda/graphs.hpp>
 #include <dsv3/backend/cuda/latent_attention.hpp>
 #include <dsv3/backend/cuda/primitives.hpp>
@@ -11,6 +13,8 @@
 
 #ifdef __CUDACC__
 #include <dsv3/backend/cuda/attention.cuh>
+#include <dsv3/backend/cuda/fused_columns.cuh>
+#include <dsv3/backend/cuda/fused_rows.cuh>
 #include <dsv3/backend/cuda/latent_attention.cuh>
 #include <dsv3/backend/cuda/products.cuh>
 #include <dsv3/backend/cuda/sort.cuh>

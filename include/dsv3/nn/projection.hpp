@@ -3,6 +3,7 @@
 #pragma once
 
 #include <dsv3/core/check.hpp>
+#include <dsv3/core/fused_rows.hpp>
 #include <dsv3/core/weights.hpp>
 #include <dsv3/nn/check_finite.hpp>
 #include <dsv3/nn/emulated_product.hpp>
@@ -208,9 +209,15 @@ struct Projection<P> {
       whole<Code>(backend, site, as_const(n), y, rule(route), RoundNearest{}, scratch);
     } else {
       check_shape("Projection::normalize", "weight", weight, features, "columns of x");
-      for_each_row(
-          backend, tokens,
-          detail::RmsNormQuantizeRow<In, T, V, Code>{x, weight, plain, y, norm.eps, rule(route)});
+      const ScaleRule scale_rule = rule(route);
+      if constexpr (requires {
+                      quantize_norm_rows(backend, x, weight, norm.eps, plain, y, scale_rule);
+                    })
+        quantize_norm_rows(backend, x, weight, norm.eps, plain, y, scale_rule);
+      else
+        for_each_row(
+            backend, tokens,
+            detail::RmsNormQuantizeRow<In, T, V, Code>{x, weight, plain, y, norm.eps, scale_rule});
     }
   }
 
@@ -233,6 +240,10 @@ struct Projection<P> {
       if (saved_b.extent(0))
         whole<Code>(backend, {}, b, saved_b, scale_rule, RoundNearest{}, scratch);
       whole<Code>(backend, site, as_const(plain), h, scale_rule, RoundNearest{}, scratch);
+    } else if constexpr (requires {
+                           quantize_swiglu_rows(backend, a, b, saved_a, saved_b, h, scale_rule);
+                         }) {
+      quantize_swiglu_rows(backend, a, b, saved_a, saved_b, h, scale_rule);
     } else {
       for_each_row(backend, a.extent(0),
                    detail::SwigluQuantizeRow<T, Code>{a, b, saved_a, saved_b, h, scale_rule});
@@ -274,8 +285,8 @@ struct Projection<P> {
     } else {
       const auto q = take_segments<C>(scratch, rows, n, segments, P::tile);
       using Block = detail::QuantizeColumnsBlock<Source, C, Round>;
-      for_each_row(backend, q.scales.extents[0] * groups_of(n, Block::strip),
-                   Block{x, {offsets, rows, P::tile}, q, rule(route), Round{}});
+      for_each_row_fused(backend, q.scales.extents[0] * groups_of(n, Block::strip),
+                         Block{x, {offsets, rows, P::tile}, q, rule(route), Round{}});
       return q;
     }
   }

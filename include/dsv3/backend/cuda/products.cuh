@@ -2,6 +2,7 @@
 // portable kernels.
 #pragma once
 
+#include <dsv3/backend/cuda/hopper_bf16.cuh>
 #include <dsv3/backend/cuda/hopper_codes.cuh>
 #include <dsv3/backend/cuda/primitives.hpp>
 #include <dsv3/backend/cuda/tile_product.cuh>
@@ -54,6 +55,9 @@ void grouped_gemm(Cuda& cuda, ProductTag<p>, View<TA, 2> a, View<TB, RankB> b, V
                              c.extent(0), c.extent(1));
   }
   if (experts <= 0 || c.size() == 0) return;
+  if constexpr (detail::hopper_bf16_types<p, TA, TB, TC>)
+    if (detail::hopper_bf16_fit(cuda, ProductTag<p>{}, a, b, c))
+      return detail::hopper_bf16_grouped(cuda, ProductTag<p>{}, a, b, c, offsets, output);
   detail::cuda_grouped_gemm<p>(cuda, a, b, c, offsets, output == Output::add);
 }
 
