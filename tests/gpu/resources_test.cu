@@ -28,6 +28,8 @@ TEST_CASE("Blocks that are meant to run at once fit a multiprocessor's shared me
       {"codes on Hopper, nn", HopperStages<HopperForm<Product::nn, false, 2, 128>>::bytes, 1},
       {"codes on Hopper, tn", HopperStages<HopperForm<Product::tn, false, 2, 128>>::bytes, 1},
       {"codes on Hopper, turned", HopperStages<HopperForm<Product::tn, true, 2, 128>>::bytes, 1},
+      {"bf16 on Hopper, 256 wide", HopperBf16Form<Product::nt, 256, false>::bytes, 1},
+      {"bf16 on Hopper, apart", HopperBf16Form<Product::nt, 128, true>::bytes, 1},
       {"attention on Hopper", AttentionHopperShape<3, true>::bytes, 1},
       {"its queries", AttentionHopperBackwardShape<AttentionPart::queries>::bytes, 1},
       {"its keys", AttentionHopperBackwardShape<AttentionPart::keys>::bytes, 1},
