@@ -20,21 +20,20 @@ struct Use {
   int bytes, blocks;
 };
 
-template <Product p>
-constexpr int hopper_bytes() {
-  using dsv3::detail::HopperForm;
-  constexpr int one = HopperStages<HopperForm<p, false, 1, 128>>::bytes,
-                two = HopperStages<HopperForm<p, false, 2, 128>>::bytes;
-  return two > one ? two : one;
-}
-
 }  // namespace
 
 TEST_CASE("Blocks that are meant to run at once fit a multiprocessor's shared memory") {
   const Use uses[] = {
-      {"codes on Hopper, nt", hopper_bytes<Product::nt>(), 1},
-      {"codes on Hopper, nn", hopper_bytes<Product::nn>(), 1},
-      {"codes on Hopper, tn", hopper_bytes<Product::tn>(), 1},
+      {"codes on Hopper, nt", HopperStages<HopperForm<Product::nt, false, 2, 128>>::bytes, 1},
+      {"codes on Hopper, nn", HopperStages<HopperForm<Product::nn, false, 2, 128>>::bytes, 1},
+      {"codes on Hopper, tn", HopperStages<HopperForm<Product::tn, false, 2, 128>>::bytes, 1},
+      {"codes on Hopper, turned", HopperStages<HopperForm<Product::tn, true, 2, 128>>::bytes, 1},
+      {"bf16 on Hopper, 256 wide", HopperBf16Form<Product::nt, 256, false>::bytes, 1},
+      {"bf16 on Hopper, apart", HopperBf16Form<Product::nt, 128, true>::bytes, 1},
+      {"attention on Hopper", AttentionHopperShape<3, true>::bytes, 1},
+      {"its queries", AttentionHopperBackwardShape<AttentionPart::queries>::bytes, 1},
+      {"its keys", AttentionHopperBackwardShape<AttentionPart::keys>::bytes, 1},
+      {"its values", AttentionHopperBackwardShape<AttentionPart::values>::bytes, 1},
       {"decoding, 512 + 64", LatentTile::bytes(512 + 64, 2), 1},
       {"decoding, 128 + 64", LatentTile::bytes(128 + 64, 2), 1},
       {"attention forward, 192 and 128", AttentionForwardOf<192, 128>::bytes, 2},
