@@ -379,11 +379,8 @@ struct Projection<P> {
       for_each_row(
           backend, groups_of(tokens, together),
           detail::QuantizeRowsTogether<T, C, Round>{x, together, q, rule(route), rounding});
-    } else if constexpr (std::is_same_v<Round, RoundNearest> &&
-                         requires { quantize_rows(backend, x, q, rule(route)); }) {
-      quantize_rows(backend, x, q, rule(route));
     } else {
-      for_each_row(backend, tokens, detail::QuantizeRow<T, C, Round>{x, q, rule(route), rounding});
+      detail::quantize_each_row(backend, x, q, rule(route), rounding);
     }
     return q;
   }

@@ -83,6 +83,17 @@ struct QuantizeRow {
   }
 };
 
+// Rows as codes: by the backend's fused quantize_rows where it has one for these types.
+template <class Backend, class T, class C, class Round>
+void quantize_each_row(Backend& backend, View<const T, 2> x, const Quantized<C>& q, ScaleRule rule,
+                       Round rounding) {
+  if constexpr (std::is_same_v<Round, RoundNearest> &&
+                requires { quantize_rows(backend, x, q, rule); })
+    quantize_rows(backend, x, q, rule);
+  else
+    for_each_row(backend, x.extent(0), QuantizeRow<T, C, Round>{x, q, rule, rounding});
+}
+
 // Rows of ragged segments, or one segment of all rows where offsets are empty, in blocks of
 // `tile`. Row b of the scales belongs to the block that find() gives.
 struct SegmentBlocks {
