@@ -68,7 +68,7 @@ void dispatch_bf16(Run& run) {
   const Routed routed(run);
   routed.route_randomly(run);
   const auto dispatch = [&](Index) {
-    for_each_row(
+    for_each_row_fused(
         run.cuda, pairs,
         dsv3::detail::DispatchRow<bf16>{as_const(x), as_const(routed.pair_of_slot), chosen, slots});
   };
@@ -88,9 +88,9 @@ void dispatch_codes(Run& run) {
   const Routed routed(run);
   routed.route_randomly(run);
   const auto dispatch = [&](Index) {
-    for_each_row(run.cuda, pairs,
-                 dsv3::detail::DispatchCodesRow<e4m3>{as_const(x), as_const(routed.pair_of_slot),
-                                                      chosen, slots});
+    for_each_row_fused(run.cuda, pairs,
+                       dsv3::detail::DispatchCodesRow<e4m3>{
+                           as_const(x), as_const(routed.pair_of_slot), chosen, slots});
   };
   dispatch(0);
   check_output(run, "codes", slots.codes);
@@ -108,9 +108,10 @@ void combine_case(Run& run) {
   const Routed routed(run);
   routed.route_randomly(run);
   const auto combine = [&](Index) {
-    for_each_row(run.cuda, tokens,
-                 dsv3::detail::CombineRow<bf16>{as_const(slots), as_const(routed.slot_of_pair),
-                                                as_const(weights), as_const(shared), y});
+    for_each_row_fused(
+        run.cuda, tokens,
+        dsv3::detail::CombineRow<bf16>{as_const(slots), as_const(routed.slot_of_pair),
+                                       as_const(weights), as_const(shared), y});
   };
   combine(0);
   check_output(run, "y", y);

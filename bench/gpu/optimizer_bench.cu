@@ -53,10 +53,10 @@ void codes_case(Run& run) {
     return dsv3::take_quantized<e4m3>(arena, rows, columns, 128, 128);
   });
   const auto step = [&](Index) {
-    for_each_row(run.cuda, rows / 128 * (columns / 128),
-                 dsv3::detail::AdamWBlock<float, bf16, e4m3>{s.rule, as_const(s.norm), s.weight,
-                                                             as_const(s.gradient), s.m, s.v,
-                                                             operand, dsv3::ScaleRule{}});
+    for_each_row_fused(run.cuda, rows / 128 * (columns / 128),
+                       dsv3::detail::AdamWBlock<float, bf16, e4m3>{
+                           s.rule, as_const(s.norm), s.weight, as_const(s.gradient), s.m, s.v,
+                           operand, dsv3::ScaleRule{}});
   };
   step(0);
   check_output(run, "weights", s.weight);

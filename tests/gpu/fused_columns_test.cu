@@ -5,9 +5,12 @@
 #include <cstdio>
 #include <cstring>
 #include <dsv3/backend/cuda/fused_columns.cuh>
+#include <dsv3/backend/cuda/fused_columns_adamw.cuh>
+#include <dsv3/backend/cuda/fused_columns_experts.cuh>
 #include <dsv3/backend/cuda/team.cuh>
 #include <dsv3/core/philox.hpp>
-#include <dsv3/nn/experts.hpp>
+#include <dsv3/nn/moe.hpp>
+#include <dsv3/train/adamw.hpp>
 #include <memory>
 #include <string>
 #include <vector>
@@ -275,25 +278,208 @@ TEST_CASE("requantising codes along the tokens writes the row kernel's bits") {
   compare_codes<e5m2, e5m2>(*cuda);
 }
 
-TEST_CASE("a quotient by one division and two corrections is the quotient as division rounds it") {
+template <class Moment, class C>
+void compare_adamw(Cuda& cuda) {
+  struct Shape {
+    Index rows, columns, gap;
+  };
+  std::uint32_t seed = 100;
+  for (const Shape shape : {Shape{128, 128, 0}, Shape{300, 264, 0}, Shape{5, 4, 4},
+                            Shape{129, 37, 0}, Shape{40, 640, 8}})
+    for (const int special : {0, 1, 2})  // plain; NaN, infinity and tiny weights; a skipped step
+      for (const bool power : {false, true}) {
+        Memory memory(cuda);
+        const Index m = shape.rows, n = shape.columns, stride = n + shape.gap;
+        const auto random = [&](float size) {
+          return values(static_cast<std::size_t>(m), static_cast<std::size_t>(stride), seed++,
+                        size);
+        };
+        auto weights = random(0.02f), gradients = random(1e-3f);
+        if (special == 1) {
+          for (std::size_t i = 0; i < weights.size(); ++i)
+            if (i / static_cast<std::size_t>(stride) < 128) weights[i] = gradients[i] = 1e-35f;
+          gradients.back() = std::nanf("");
+          weights[weights.size() / 2] = -INFINITY;
+        }
+        const auto first = random(1e-3f);
+        auto second = random(1e-6f);
+        for (float& v : second) v = std::fabs(v);
+        const std::vector<double> norm = {1.0, special == 2 ? 0.0 : 0.7};
+        const auto gradient = memory.copy(gradients, m, n, stride);
+        const View<const double, 1> clip(memory.copy(norm, 1, 2, 2).data, {2});
+        const Index down = dsv3::groups_of(m, 128), across = dsv3::groups_of(n, 128);
+        struct State {
+          View<float, 2> weight;
+          View<Moment, 2> m, v;
+          View<C, 2> codes;
+          View<float, 2> scales;
+        };
+        const auto make = [&] {
+          return State{memory.copy(weights, m, n, stride),
+                       memory.copy(as<Moment>(first), m, n, stride),
+                       memory.copy(as<Moment>(second), m, n, stride), memory.take<C>(m, n, stride),
+                       memory.take<float>(down, across, across)};
+        };
+        const State ours = make(), theirs = make();
+        const auto block = [&](const State& s) {
+          dsv3::AdamW rule;
+          rule.correction1 = 0.19, rule.correction2 = 0.0975;
+          if (special == 1) rule.lr = 1e-36;
+          return dsv3::detail::AdamWBlock<float, Moment, C>{
+              rule,
+              clip,
+              s.weight,
+              as_const(gradient),
+              s.m,
+              s.v,
+              Quantized<C>{s.codes, {s.scales.data, down, across}, 128, 128},
+              ScaleRule{0, power}};
+        };
+        fused_rows(cuda, down * across, block(ours));
+        for_each_row(cuda, down * across, block(theirs));
+        const std::string name = "AdamW " + std::to_string(m) + " x " + std::to_string(n) +
+                                 (special == 1   ? " special"
+                                  : special == 2 ? " skipped"
+                                                 : "") +
+                                 (power ? " powers of two" : "");
+        check_same(cuda, name + ": weights", ours.weight, theirs.weight);
+        check_same(cuda, name + ": m", ours.m, theirs.m);
+        check_same(cuda, name + ": v", ours.v, theirs.v);
+        check_same(cuda, name + ": scales", ours.scales, theirs.scales);
+        check_same(cuda, name + ": codes", ours.codes, theirs.codes);
+      }
+}
+
+TEST_CASE("AdamW with codes writes the row kernel's bits") {
+  const auto cuda = gpu();
+  if (!cuda) return;
+  compare_adamw<bf16, e4m3>(*cuda);
+  compare_adamw<float, e5m2>(*cuda);
+}
+
+TEST_CASE("rows go to experts and come back with the row kernel's bits") {
+  const auto cuda = gpu();
+  if (!cuda) return;
+  std::uint32_t seed = 200;
+  for (const Index tokens : {0, 1, 37})
+    for (const Index chosen : {1, 3, 8, 11})
+      for (const Index n : {16, 40, 37, 1040, 7168}) {
+        Memory memory(*cuda);
+        const Index pairs = tokens * chosen, groups = dsv3::groups_of(n, 128);
+        const auto random = [&](Index rows) {
+          auto x =
+              values(static_cast<std::size_t>(rows), static_cast<std::size_t>(n), seed++, 1.0f);
+          if (rows > 2) {
+            x[static_cast<std::size_t>(n) + 2] = std::nanf("");
+            x[static_cast<std::size_t>(n) + 3] = -INFINITY;
+          }
+          return x;
+        };
+        const std::string name = std::to_string(tokens) + " tokens, " + std::to_string(chosen) +
+                                 " chosen, " + std::to_string(n) + " columns: ";
+        std::vector<std::int32_t> pair_of_slot(static_cast<std::size_t>(pairs)),
+            slot_of_pair(pair_of_slot.size());
+        for (Index s = 0; s < pairs; ++s) {
+          const Index pair = s % 2 == 0 ? s / 2 : pairs - 1 - s / 2;
+          pair_of_slot[static_cast<std::size_t>(s)] = static_cast<std::int32_t>(pair);
+          slot_of_pair[static_cast<std::size_t>(pair)] = static_cast<std::int32_t>(s);
+        }
+        const View<const std::int32_t, 1> pairs_view(
+            memory.copy(pair_of_slot, 1, pairs, pairs).data, {pairs});
+        const auto slots_view = memory.copy(slot_of_pair, tokens, chosen, chosen);
+        const auto x = memory.copy(as<bf16>(random(tokens)), tokens, n, n);
+        {
+          const auto ours = memory.take<bf16>(pairs, n, n), theirs = memory.take<bf16>(pairs, n, n);
+          using Row = dsv3::detail::DispatchRow<bf16>;
+          fused_rows(*cuda, pairs, Row{as_const(x), pairs_view, chosen, ours});
+          for_each_row(*cuda, pairs, Row{as_const(x), pairs_view, chosen, theirs});
+          check_same(*cuda, name + "rows", ours, theirs);
+        }
+        for (const bool one_scale : {false, true}) {
+          const auto codes = memory.copy(as<e4m3>(random(tokens)), tokens, n, n);
+          const auto scales = memory.copy(values(static_cast<std::size_t>(tokens),
+                                                 static_cast<std::size_t>(groups), seed++, 1.0f),
+                                          tokens, groups, groups);
+          const Quantized<const e4m3> q{codes, {scales.data, tokens, groups}, 1, 128};
+          const auto a = memory.take<e4m3>(pairs, n, n), b = memory.take<e4m3>(pairs, n, n);
+          const auto c = memory.take<float>(pairs, groups, groups),
+                     d = memory.take<float>(pairs, groups, groups);
+          using Row = dsv3::detail::DispatchCodesRow<e4m3>;
+          const auto row = [&](const View<e4m3, 2>& to, const View<float, 2>& to_scales) {
+            float* const data = one_scale ? scales.data : to_scales.data;
+            return Row{q, pairs_view, chosen, Quantized<e4m3>{to, {data, pairs, groups}, 1, 128}};
+          };
+          fused_rows(*cuda, pairs, row(a, c));
+          for_each_row(*cuda, pairs, row(b, d));
+          check_same(*cuda, name + "codes", a, b);
+          check_same(*cuda, name + "scales", c, d);
+        }
+        const auto slots = memory.copy(as<bf16>(random(pairs)), pairs, n, n);
+        const auto weights = memory.copy(values(static_cast<std::size_t>(tokens),
+                                                static_cast<std::size_t>(chosen), seed++, 0.3f),
+                                         tokens, chosen, chosen);
+        const auto gate = memory.copy(random(tokens), tokens, n, n);
+        for (const bool with_shared : {false, true}) {
+          const View<const bf16, 2> shared = with_shared ? as_const(x) : View<const bf16, 2>();
+          const auto a = memory.take<bf16>(tokens, n, n), b = memory.take<bf16>(tokens, n, n);
+          using Row = dsv3::detail::CombineRow<bf16>;
+          const auto row = [&](const View<bf16, 2>& to) {
+            return Row{as_const(slots), as_const(slots_view), as_const(weights), shared, to};
+          };
+          fused_rows(*cuda, tokens, row(a));
+          for_each_row(*cuda, tokens, row(b));
+          check_same(*cuda, name + "combination", a, b);
+          const auto c = memory.take<bf16>(tokens, n, n), d = memory.take<bf16>(tokens, n, n);
+          using Backward = dsv3::detail::CombineBackwardRow<bf16>;
+          const auto backward = [&](const View<bf16, 2>& to) {
+            return Backward{as_const(slots), as_const(slots_view), shared, as_const(gate), to};
+          };
+          fused_rows(*cuda, tokens, backward(c));
+          for_each_row(*cuda, tokens, backward(d));
+          check_same(*cuda, name + "combination backward", c, d);
+        }
+      }
+}
+
+// How many codes by one division and a correction differ from those by a division.
+template <class C>
+std::size_t wrong_codes(float scale, float value) {
+  const dsv3::detail::CodeDivisor divisor(scale);
+  if (divisor.inverse == 0) return 0;
+  return (C(divisor.quotient(value)).code != C(value / scale).code) +
+         (C(divisor.quotient(-value)).code != C(-value / scale).code);
+}
+
+TEST_CASE("one division serves all codes of a scale") {
+  const auto from_bits = [](std::uint32_t bits) { return __builtin_bit_cast(float, bits); };
   const dsv3::Philox philox(3, 0);
   std::size_t wrong = 0;
-  for (std::uint32_t i = 0; i < 2000000; ++i) {
+  for (std::uint32_t i = 0; i < 500000; ++i) {
     const auto random = philox(i);
-    const float mantissa = __builtin_bit_cast(float, (random.word[0] & 0x7FFFFFu) | 0x3F800000u);
-    const float scale = std::ldexp(mantissa, static_cast<int>(random.word[1] % 160) - 80);
-    const float ratio = __builtin_bit_cast(float, (random.word[2] & 0x7FFFFFu) | 0x3F800000u);
-    float value = std::ldexp(ratio, static_cast<int>(random.word[3] % 34) - 18) * scale;
-    if (i % 4 == 1)  // near a tie of the codes
-      value = std::round(ratio * 16) / 16 * scale;
-    if (i % 2) value = -value;
-    const dsv3::detail::CodeDivisor divisor(scale);
-    if (divisor.inverse != 0 && divisor.quotient(value) != value / scale) ++wrong;
+    const int power = static_cast<int>(random.word[1] % 160) - 80;
+    std::uint32_t significand = random.word[0] & 0x7FFFFFu;
+    if (i % 2)  // close to a number of 4 bits
+      significand = ((significand & 0x700000u) + random.word[1] % 128 - 64) & 0x7FFFFFu;
+    const float scale = std::ldexp(from_bits(significand | 0x3F800000u), power);
+    const float ratio = std::ldexp(from_bits((random.word[2] & 0x7FFFFFu) | 0x3F800000u),
+                                   static_cast<int>(random.word[3] % 26) - 18);
+    wrong += wrong_codes<e4m3>(scale, ratio * scale) + wrong_codes<e5m2>(scale, ratio * scale);
+    // Values around every kind of tie.
+    const float tie = std::round(std::ldexp(ratio, 18)) / 262144.0f;
+    const std::uint32_t coarse = __builtin_bit_cast(std::uint32_t, ratio) & 0xFFF80000u;
+    for (const float at : {tie, from_bits(coarse)}) {
+      const auto middle = __builtin_bit_cast(std::uint32_t, at * scale);
+      for (std::uint32_t step = 0; step < 5; ++step) {
+        const float value = from_bits(middle + step - 2);
+        wrong += wrong_codes<e4m3>(scale, value) + wrong_codes<e5m2>(scale, value);
+      }
+    }
+    for (const float value : {0.0f, 1e-40f, 1e-30f})
+      wrong += wrong_codes<e4m3>(scale, value) + wrong_codes<e5m2>(scale, value);
   }
   CHECK(wrong == 0);
-  const dsv3::detail::CodeDivisor third(3.0f);
-  CHECK(std::signbit(third.quotient(-0.0f)));
-  CHECK(e4m3(third.quotient(-1e-40f)).code == 0x80);
+  CHECK(std::signbit(dsv3::detail::CodeDivisor(3.0f).quotient(-0.0f)));
+  CHECK(dsv3::detail::CodeDivisor(3.0f).inverse != 0);
 }
 
 }  // namespace

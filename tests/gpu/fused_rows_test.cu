@@ -1,169 +1,11 @@
-// The fused row kernels of a GPU against the row kernels, on the same device and inputs.
+// Quantising and SwiGLU by fused row kernels against the row kernels, on the same device.
 #include <doctest/doctest.h>
 
-#include <cmath>
-#include <cstdio>
-#include <cstring>
-#include <dsv3/backend/cuda/fused_rows.cuh>
-#include <dsv3/backend/cuda/team.cuh>
-#include <dsv3/core/philox.hpp>
-#include <dsv3/nn/projection.hpp>
-#include <limits>
-#include <memory>
-#include <vector>
+#include "fused_rows_case.cuh"
+
+using namespace fused_test;
 
 namespace {
-
-using dsv3::bf16;
-using dsv3::Cuda;
-using dsv3::e4m3;
-using dsv3::e5m2;
-using dsv3::Index;
-using dsv3::Quantized;
-using dsv3::ScaleRule;
-using dsv3::View;
-
-constexpr float infinity = std::numeric_limits<float>::infinity();
-constexpr float none = std::numeric_limits<float>::quiet_NaN();
-const ScaleRule rules[] = {{}, {1e-4, false}, {0, true}};
-
-// The GPU, or null and a message.
-std::unique_ptr<Cuda> gpu() {
-  const auto reason = dsv3::cuda_unavailable();
-  if (reason.empty()) return std::make_unique<Cuda>();
-  std::printf("skipped: %s\n", reason.c_str());
-  return nullptr;
-}
-
-// Memory of the device, every byte 0xAB at first.
-template <class T>
-struct Memory {
-  Cuda& cuda;
-  std::size_t size;
-  T* data;
-
-  Memory(Cuda& c, Index n)
-      : cuda(c), size(static_cast<std::size_t>(n)), data(static_cast<T*>(allocate(c, bytes()))) {
-    std::vector<std::uint8_t> fill(size * sizeof(T), 0xAB);
-    copy_to_backend(cuda, data, fill.data(), bytes());
-    synchronize(cuda);
-  }
-  Memory(Cuda& c, const std::vector<T>& values) : Memory(c, static_cast<Index>(values.size())) {
-    copy_to_backend(cuda, data, values.data(), bytes());
-    synchronize(cuda);
-  }
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
-  ~Memory() { deallocate(cuda, data, bytes()); }
-
-  Index bytes() const { return static_cast<Index>(size * sizeof(T)); }
-  std::vector<std::uint8_t> host() const {
-    std::vector<std::uint8_t> values(size * sizeof(T));
-    copy_to_host(cuda, values.data(), data, bytes());
-    return values;
-  }
-};
-
-// Two memories must be equal, also between rows: says how many bytes differ, and where.
-template <class T>
-void check_same(const char* what, const Memory<T>& ours, const Memory<T>& theirs, Index stride) {
-  const auto a = ours.host(), b = theirs.host();
-  std::size_t count = 0, first = 0, last = 0;
-  for (std::size_t i = 0; i < a.size(); i += sizeof(T))
-    if (std::memcmp(&a[i], &b[i], sizeof(T)) != 0) {
-      if (count++ == 0) first = i / sizeof(T);
-      last = i / sizeof(T);
-    }
-  if (count == 0) return;
-  const auto bits = [&](const std::vector<std::uint8_t>& from, std::size_t at) {
-    std::uint32_t word = 0;
-    std::memcpy(&word, &from[at * sizeof(T)], sizeof(T));
-    return word;
-  };
-  const auto at = [&](std::size_t i) {
-    const auto s = static_cast<std::size_t>(stride);
-    return std::to_string(i / s) + ", " + std::to_string(i % s);
-  };
-  FAIL_CHECK(what << ": " << count << " of " << ours.size << " differ, from (" << at(first)
-                  << "), bits " << bits(a, first) << ", must be " << bits(b, first) << ", to ("
-                  << at(last) << "), bits " << bits(a, last) << ", must be " << bits(b, last));
-}
-
-// Codes and scales whose rows lie `gap` elements apart.
-template <class C>
-struct Codes {
-  Index rows, columns, width, stride, groups;
-  Memory<C> codes;
-  Memory<float> scales;
-
-  Codes(Cuda& cuda, Index r, Index c, Index w, Index gap)
-      : rows(r),
-        columns(c),
-        width(w),
-        stride(c + gap),
-        groups(dsv3::groups_of(c, w)),
-        codes(cuda, r * stride),
-        scales(cuda, r * (groups + 1)) {}
-
-  Quantized<C> view() const {
-    View<C, 2> v(codes.data, {rows, columns});
-    v.strides[0] = stride;
-    dsv3::Scales<float> s(scales.data, rows, groups);
-    s.strides[0] += 1;
-    return {v, s, 1, width};
-  }
-  void must_be(const char* what, const Codes& expected) const {
-    CAPTURE(what);
-    check_same("scales", scales, expected.scales, groups + 1);
-    check_same("codes", codes, expected.codes, stride);
-  }
-};
-
-template <class T>
-View<const T, 2> matrix(const Memory<T>& m, Index rows, Index columns, Index gap) {
-  View<const T, 2> v(m.data, {rows, columns});
-  v.strides[0] = columns + gap;
-  return v;
-}
-
-// Values of many magnitudes; rows 0 ... 7 hold what is special, where there are so many.
-template <class T>
-std::vector<T> special_values(Index rows, Index columns, Index gap, std::uint32_t seed) {
-  const dsv3::Philox philox(seed, static_cast<std::uint64_t>(columns));
-  std::vector<T> x(static_cast<std::size_t>(rows * (columns + gap)), T(none));
-  for (Index i = 0; i < rows; ++i)
-    for (Index j = 0; j < columns; ++j) {
-      const auto at = static_cast<std::size_t>(i * (columns + gap) + j);
-      const auto block = philox(static_cast<std::uint64_t>(at));
-      float value = (2 * dsv3::uniform(block.word[0]) - 1) *
-                    std::exp2(std::floor(dsv3::uniform(block.word[1]) * 24 - 12));
-      const bool odd = block.word[2] & 1, rare = block.word[2] % 61 == 0;
-      if (rows >= 12) {
-        if (i == 0) value = odd ? 0.0f : -0.0f;
-        if (i == 1) value = odd ? 1e-39f : -1e-37f;  // the scale would be subnormal
-        if (i == 2 && rare) value = none;
-        if (i == 3 && rare) value = odd ? infinity : -infinity;
-        if (i == 4 && rare) value = -none;
-        if (i == 5 && j % 64 < 2) value = j % 64 ? none : infinity;
-        if (i == 6) value *= 0x1p110f;
-        if (i == 7) value *= 0x1p-100f;
-        if (i == 8) value = std::round(value * 16) / 16;  // ties
-        if (i == 9) value *= 0x1p-70f;
-        if (i == 10) value = (odd ? 448 : 57344) * std::exp2(float(block.word[3] % 30) - 15.0f);
-        if (i == 11) value *= 100;
-      }
-      x[at] = T(value);
-    }
-  return x;
-}
-
-struct Shape {
-  Index rows, columns, width, gap;
-};
-const Shape shapes[] = {{16, 1024, 128, 0}, {13, 1040, 128, 16}, {70, 512, 128, 0},
-                        {12, 37, 128, 0},   {1, 1, 32, 3},       {17, 259, 64, 5},
-                        {12, 700, 256, 4},  {14, 96, 32, 32},    {13, 1000, 128, 0},
-                        {12, 2064, 16, 0},  {12, 1536, 512, 0},  {300, 7168, 128, 0}};
 
 template <class T, class C>
 void compare_rows() {
@@ -221,54 +63,77 @@ void compare_swiglu() {
     }
 }
 
-// Sums of squares of small integers are exact in any order, so that the codes must be equal.
-template <class In, class W, class Out, class C>
-void compare_norm() {
+template <class Source, class C>
+void compare_columns_of(Cuda& cuda, const Source& x, const std::vector<Index>& offsets, Index tile,
+                        Index gap) {
+  using Block = dsv3::detail::QuantizeColumnsBlock<Source, C, dsv3::RoundNearest>;
+  const Index rows = x.extent(0), columns = x.extent(1);
+  const Index segments = offsets.empty() ? 1 : static_cast<Index>(offsets.size()) - 1;
+  const Index down = rows / tile + segments, stride = columns + gap;
+  const Memory<Index> on_device(cuda, offsets);
+  View<const Index, 1> at;
+  if (!offsets.empty()) at = {on_device.data, {segments + 1}};
+  const Memory<C> codes1(cuda, rows * stride), codes2(cuda, rows * stride);
+  const Memory<float> scales1(cuda, down * columns), scales2(cuda, down * columns);
+  const auto view = [&](const Memory<C>& codes, const Memory<float>& scales) {
+    View<C, 2> v(codes.data, {rows, columns});
+    v.strides[0] = stride;
+    return Quantized<C>(v, {scales.data, down, columns}, tile, 1);
+  };
+  for (const ScaleRule& rule : rules) {
+    CAPTURE(rule.power_of_two);
+    // What no group writes stays as it was before, in both.
+    const auto q2 = view(codes2, scales2);
+    for_each_row(cuda, down * dsv3::groups_of(columns, Block::strip),
+                 Block{x, {at, rows, tile}, q2, rule, {}});
+    const auto q1 = view(codes1, scales1);
+    for_each_row_fused(cuda, down * dsv3::groups_of(columns, Block::strip),
+                       Block{x, {at, rows, tile}, q1, rule, {}});
+    check_same("scales", scales1, scales2, columns);
+    check_same("codes", codes1, codes2, stride);
+  }
+}
+
+template <class T, class C>
+void compare_columns() {
   const auto cuda = gpu();
   if (!cuda) return;
-  std::vector<Shape> all(std::begin(shapes), std::end(shapes));
-  all.push_back({5, 8192, 128, 0});
-  all.push_back({5, 12304, 128, 0});  // more than registers hold
-  all.push_back({5, 9001, 128, 0});
-  for (const Shape& s : all)
-    for (const bool plain : {true, false}) {
-      CAPTURE(s.rows);
-      CAPTURE(s.columns);
-      CAPTURE(s.width);
-      CAPTURE(plain);
-      auto x = special_values<In>(s.rows, s.columns, s.gap, 4);
-      for (std::size_t i = 0; i < x.size(); ++i) {
-        const std::size_t row = i / static_cast<std::size_t>(s.columns + s.gap);
-        // Rows 2 to 5 keep their NaN and infinities where there are such.
-        const float value = float(x[i]);
-        if (s.rows < 12 || row < 2 || row > 5 || value - value == 0)
-          x[i] = In(float(static_cast<int>(i * 2654435761u % 31) - 15) * (row % 2 ? 1 : 0.125f));
-      }
-      std::vector<W> w(static_cast<std::size_t>(s.columns));
-      for (std::size_t j = 0; j < w.size(); ++j)
-        w[j] = W(0.5f + static_cast<float>(j * 40503u % 1000) / 999);
-      const Memory<In> on_x(*cuda, x);
-      const Memory<W> on_w(*cuda, w);
-      const auto in = matrix(on_x, s.rows, s.columns, s.gap);
-      const View<const W, 1> weight(on_w.data, {s.columns});
-      for (const ScaleRule& rule : rules) {
-        CAPTURE(rule.power_of_two);
-        const Codes<C> ours(*cuda, s.rows, s.columns, s.width, s.gap),
-            theirs(*cuda, s.rows, s.columns, s.width, s.gap);
-        const Memory<Out> y1(*cuda, s.rows * (s.columns + s.gap)), y2(*cuda, Index(y1.size));
-        const auto output = [&](const Memory<Out>& y) {
-          View<Out, 2> v;
-          if (plain) v = {y.data, {s.rows, s.columns}}, v.strides[0] = s.columns + s.gap;
-          return v;
-        };
-        for_each_row(*cuda, s.rows,
-                     dsv3::detail::RmsNormQuantizeRow<In, Out, W, C>{in, weight, output(y2),
-                                                                     theirs.view(), 1e-6, rule});
-        quantize_norm_rows(*cuda, in, weight, 1e-6, output(y1), ours.view(), rule);
-        check_same("y", y1, y2, s.columns + s.gap);
-        ours.must_be("quantize_norm_rows", theirs);
-      }
-    }
+  struct Case {
+    Index rows, columns, gap, tile;
+    std::vector<Index> offsets;
+  };
+  const std::vector<Case> cases = {{300, 512, 0, 128, {}},
+                                   {300, 528, 16, 128, {0, 0, 130, 130, 131, 258, 300}},
+                                   {300, 528, 16, 128, {0, 0, 0, 100, 250}},  // rows of no segment
+                                   {77, 37, 0, 32, {0, 5, 37, 37, 77}},
+                                   {77, 259, 5, 64, {}},
+                                   {13, 16, 0, 128, {0, 13}},
+                                   {1, 1, 3, 256, {}},
+                                   {1300, 2048, 0, 128, {0, 1, 2, 300, 300, 700, 828, 1299, 1300}},
+                                   {600, 96, 32, 256, {0, 599, 600}}};
+  for (const Case& c : cases) {
+    CAPTURE(c.rows);
+    CAPTURE(c.columns);
+    CAPTURE(c.tile);
+    CAPTURE(c.offsets.size());
+    // Special rows lie across groups of rows: those of row i are in columns of it as well.
+    auto values = special_values<T>(c.rows, c.columns, c.gap, 7);
+    for (Index i = 0; i < c.rows; ++i)
+      for (Index j = 0; j < c.columns; ++j)
+        if (i >= 12 || (j * 7 + i) % 97 > 3) {
+          T& v = values[static_cast<std::size_t>(i * (c.columns + c.gap) + j)];
+          const float factor = j % 19 == 3 ? 0x1p-110f : j % 23 == 5 ? 0.0f : 1.0f;
+          const float value = float(v) - float(v) == 0 ? float(v) : 1.0f;
+          v = T((i < 12 ? 1.0f + float(j % 5) : value) * factor);
+        }
+    const Memory<T> memory(*cuda, values);
+    const auto x = matrix(memory, c.rows, c.columns, c.gap);
+    compare_columns_of<View<const T, 2>, C>(*cuda, x, c.offsets, c.tile, c.gap);
+    const Codes<C> rows(*cuda, c.rows, c.columns, c.tile, c.gap);
+    for_each_row(*cuda, c.rows,
+                 dsv3::detail::QuantizeRow<T, C, dsv3::RoundNearest>{x, rows.view(), {}, {}});
+    compare_columns_of<Quantized<const C>, C>(*cuda, rows.view(), c.offsets, c.tile, c.gap);
+  }
 }
 
 }  // namespace
@@ -280,15 +145,14 @@ TEST_CASE("fused quantising has the bits of the row kernel") {
   SUBCASE("float to e5m2") { compare_rows<float, e5m2>(); }
 }
 
+TEST_CASE("fused quantising along columns has the bits of the row kernel") {
+  SUBCASE("bf16 to e4m3") { compare_columns<bf16, e4m3>(); }
+  SUBCASE("float to e5m2") { compare_columns<float, e5m2>(); }
+}
+
 TEST_CASE("fused SwiGLU and quantising have the bits of the row kernel") {
   SUBCASE("bf16 to e4m3") { compare_swiglu<bf16, e4m3>(); }
   SUBCASE("float to e5m2") { compare_swiglu<float, e5m2>(); }
-}
-
-TEST_CASE("fused RMSNorm and quantising have the bits of the row kernel where sums are exact") {
-  SUBCASE("float, float, bf16 to e4m3") { compare_norm<float, float, bf16, e4m3>(); }
-  SUBCASE("bf16, bf16, bf16 to e4m3") { compare_norm<bf16, bf16, bf16, e4m3>(); }
-  SUBCASE("float, bf16, float to e5m2") { compare_norm<float, bf16, float, e5m2>(); }
 }
 
 TEST_CASE("groups that no warp can hold are refused before anything is launched") {

@@ -14,6 +14,8 @@
 #ifdef __CUDACC__
 #include <dsv3/backend/cuda/attention.cuh>
 #include <dsv3/backend/cuda/fused_columns.cuh>
+#include <dsv3/backend/cuda/fused_columns_adamw.cuh>
+#include <dsv3/backend/cuda/fused_columns_experts.cuh>
 #include <dsv3/backend/cuda/fused_rows.cuh>
 #include <dsv3/backend/cuda/latent_attention.cuh>
 #include <dsv3/backend/cuda/products.cuh>

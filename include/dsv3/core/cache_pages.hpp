@@ -41,7 +41,7 @@ struct CachePages {
   View<Like<float>, 2> scales;                 // [slots, ceil(r / 128)]; FP8 only
   View<Like<typename Element::Rope>, 2> rope;  // [slots, d_r]
 
-  constexpr CachePages() = default;
+  DSV3_HD constexpr CachePages() {}
   DSV3_HD constexpr CachePages(View<C, 2> l, View<Like<float>, 2> s,
                                View<Like<typename Element::Rope>, 2> r)
       : latent(l), scales(s), rope(r) {}

@@ -14,7 +14,7 @@ struct Scales {
   S* data = nullptr;
   Index extents[2] = {}, strides[2] = {};
 
-  constexpr Scales() = default;
+  DSV3_HD constexpr Scales() {}
   /// Dense memory of the given shape.
   DSV3_HD constexpr Scales(S* pointer, Index down, Index across)
       : data(pointer), extents{down, across}, strides{across, 1} {}
@@ -54,7 +54,7 @@ struct Quantized {
   Scales<scale_t<C>> scales;
   Index group_rows = 1, group_columns = 1;
 
-  constexpr Quantized() = default;
+  DSV3_HD constexpr Quantized() {}
   DSV3_HD constexpr Quantized(View<C, 2> c, Scales<scale_t<C>> s, Index down, Index across)
       : codes(c), scales(s), group_rows(down), group_columns(across) {}
   template <class U>
@@ -96,7 +96,7 @@ struct QuantizedStack {
   Scales<scale_t<C>> scales;  // of all experts' groups, one expert below the other
   Index group_rows = 1, group_columns = 1;
 
-  constexpr QuantizedStack() = default;
+  DSV3_HD constexpr QuantizedStack() {}
   DSV3_HD constexpr QuantizedStack(View<C, 3> c, Scales<scale_t<C>> s, Index down, Index across)
       : codes(c), scales(s), group_rows(down), group_columns(across) {}
   template <class U>

@@ -30,7 +30,7 @@ struct View {
   Index extents[Rank] = {};
   Index strides[Rank] = {};
 
-  constexpr View() = default;
+  DSV3_HD constexpr View() {}
 
   /// Dense memory of the given shape.
   DSV3_HD constexpr View(T* pointer, const Index (&shape)[Rank]) : data(pointer) {

@@ -200,7 +200,7 @@ struct Experts {
     } else {
       const auto slots = scratch.take<T>({pairs, hidden});
       const auto h = scratch.take<T>({pairs, moe_intermediate_size});
-      for_each_row(backend, pairs, detail::DispatchRow<T>{x, routing.pair_of_slot, K, slots});
+      for_each_row_fused(backend, pairs, detail::DispatchRow<T>{x, routing.pair_of_slot, K, slots});
       grouped_gemm(backend, nt, as_const(slots), params.gate_proj, saved.a, offsets,
                    Output::overwrite);
       grouped_gemm(backend, nt, as_const(slots), params.up_proj, saved.b, offsets,
@@ -281,7 +281,8 @@ struct Experts {
       const auto da = scratch.take<T>({pairs, I});
       const auto db = scratch.take<T>({pairs, I});
       const auto weighted_h = scratch.take<T>({pairs, I});
-      for_each_row(backend, pairs, detail::DispatchRow<T>{dy, routing.pair_of_slot, K, slots});
+      for_each_row_fused(backend, pairs,
+                         detail::DispatchRow<T>{dy, routing.pair_of_slot, K, slots});
       grouped_gemm(backend, nn, as_const(slots), params.down_proj, da, offsets, Output::overwrite);
       for_each_row(
           backend, pairs,
@@ -289,7 +290,7 @@ struct Experts {
                                        routing.topk_weights, dweights, da, db, weighted_h});
       grouped_gemm(backend, tn, as_const(slots), as_const(weighted_h), grads.down_proj, offsets,
                    Output::add);
-      for_each_row(backend, pairs, detail::DispatchRow<T>{x, routing.pair_of_slot, K, slots});
+      for_each_row_fused(backend, pairs, detail::DispatchRow<T>{x, routing.pair_of_slot, K, slots});
       grouped_gemm(backend, tn, as_const(da), as_const(slots), grads.gate_proj, offsets,
                    Output::add);
       grouped_gemm(backend, tn, as_const(db), as_const(slots), grads.up_proj, offsets, Output::add);
@@ -317,7 +318,8 @@ struct Experts {
                group_size(0, pairs),
                x.group_columns};
     }
-    for_each_row(backend, pairs, detail::DispatchCodesRow<C>{x, routing.pair_of_slot, K, slots});
+    for_each_row_fused(backend, pairs,
+                       detail::DispatchCodesRow<C>{x, routing.pair_of_slot, K, slots});
     return slots;
   }
 };

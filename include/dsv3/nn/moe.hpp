@@ -226,7 +226,7 @@ struct Moe {
       Mlp<P>{}.forward(backend, params.shared_experts, operand_of(x), shared, saved.shared,
                        scratch);
     }
-    for_each_row(
+    for_each_row_fused(
         backend, tokens,
         detail::CombineRow<T>{slots, routing.slot_of_pair, routing.topk_weights, shared, y});
   }
@@ -262,7 +262,7 @@ struct Moe {
       Mlp<P>{}.backward(backend, params.shared_experts, operand_of(x), saved.shared, dy, dx_shared,
                         grads.shared_experts, scratch);
     }
-    for_each_row(
+    for_each_row_fused(
         backend, tokens,
         detail::CombineBackwardRow<T>{dslots, routing.slot_of_pair, dx_shared, dx_gate, dx});
   }

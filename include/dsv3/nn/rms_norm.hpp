@@ -127,8 +127,11 @@ struct RmsNorm {
     const char* caller = "RmsNorm::forward";
     check_shape(caller, "weight", params.weight, x.extent(1), "columns of x");
     check_shape(caller, "y", y, x.extent(0), "rows of x", x.extent(1), "columns of x");
-    for_each_row(backend, x.extent(0),
-                 detail::RmsNormForwardRow<In, Out, W>{x, params.weight, y, eps});
+    if constexpr (requires { rms_norm_rows(backend, x, params.weight, eps, y); })
+      rms_norm_rows(backend, x, params.weight, eps, y);
+    else
+      for_each_row(backend, x.extent(0),
+                   detail::RmsNormForwardRow<In, Out, W>{x, params.weight, y, eps});
   }
 
   /// Overwrites dx [T, H] or adds to it; adds to grads. dx and dy must not overlap.
@@ -147,12 +150,21 @@ struct RmsNorm {
     const auto rstd = scratch.take<A>({tokens});
     const Index chunks = (tokens + Partial::tokens - 1) / Partial::tokens;
     const auto partial = scratch.take<A>({chunks, features});
-    for_each_row(backend, tokens,
-                 detail::RmsNormBackwardRow<In, Out, W>{x, dy, params.weight, rstd, dx, eps,
-                                                        output == Output::add});
-    for_each_row(backend, chunks, Partial{x, dy, rstd, partial});
-    using Add = detail::AddPartials<A, accum_t<W>>;
-    for_each_row(backend, (features + Add::columns - 1) / Add::columns, Add{partial, grads.weight});
+    if constexpr (requires {
+                    rms_norm_backward_rows(backend, x, dy, params.weight, eps, dx, output, rstd,
+                                           partial, Partial::tokens, grads.weight);
+                  }) {
+      rms_norm_backward_rows(backend, x, dy, params.weight, eps, dx, output, rstd, partial,
+                             Partial::tokens, grads.weight);
+    } else {
+      for_each_row(backend, tokens,
+                   detail::RmsNormBackwardRow<In, Out, W>{x, dy, params.weight, rstd, dx, eps,
+                                                          output == Output::add});
+      for_each_row(backend, chunks, Partial{x, dy, rstd, partial});
+      using Add = detail::AddPartials<A, accum_t<W>>;
+      for_each_row(backend, (features + Add::columns - 1) / Add::columns,
+                   Add{partial, grads.weight});
+    }
   }
 };
 

@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstring>
+#include <dsv3/core/fused_rows.hpp>
 #include <dsv3/nn/model.hpp>
 #include <dsv3/train/adamw.hpp>
 #include <dsv3/train/gate_bias.hpp>
@@ -369,9 +370,10 @@ class Trainer {
                    const Quantized<C>& operand) {
     const Index blocks = groups_of(operand.extent(0), operand.group_rows) *
                          groups_of(operand.extent(1), operand.group_columns);
-    for_each_row(backend(), blocks,
-                 detail::AdamWBlock<M, Moment, C>{rule, norm_, weight, as_const(gradient), m, v,
-                                                  operand, Projection<P>::rule(Route::dense)});
+    for_each_row_fused(
+        backend(), blocks,
+        detail::AdamWBlock<M, Moment, C>{rule, norm_, weight, as_const(gradient), m, v, operand,
+                                         Projection<P>::rule(Route::dense)});
   }
 
   void update_bias() {

@@ -16,6 +16,18 @@ template <class Source, class C, class Rounding>
 struct QuantizeColumnsBlock;
 template <class C>
 struct WeightedSlots;
+template <class M, class Moment, class C>
+struct AdamWBlock;
+template <class M>
+struct AdamWElement;
+template <class T>
+struct DispatchRow;
+template <class C>
+struct DispatchCodesRow;
+template <class T>
+struct CombineRow;
+template <class T>
+struct CombineBackwardRow;
 
 // What columns are quantised from here.
 template <class Source>
@@ -27,27 +39,35 @@ inline constexpr bool is_fused_source<Quantized<const C>> = is_fp8<C>;
 template <class C>
 inline constexpr bool is_fused_source<WeightedSlots<C>> = is_fp8<C>;
 
-// What one division leaves for dividing many values by the same scale.
+// What one division leaves for encoding many values by the same scale.
 struct CodeDivisor {
   float scale, inverse;  // inverse 0: divide
 
-  // Where the scale is of middle size, no residual below underflows where a code could depend on
-  // it. power_of_two: the scale is one.
-  DSV3_HD explicit CodeDivisor(float s)
-      : scale(s), inverse(s >= 0x1p-80f && s <= 0x1p80f ? 1.0f / s : 0.0f) {}
+  DSV3_HD explicit CodeDivisor(float s) : scale(s), inverse(divides(s) ? 0.0f : 1.0f / s) {}
   DSV3_HD CodeDivisor(float s, float i) : scale(s), inverse(i) {}
 
-  // value / scale as division rounds it, for |value| <= 2^16 scale, or for a quotient whose code is
-  // a zero its sign and a magnitude whose code is zero too. Two corrections of value * inverse: the
-  // first makes it one of the quotient's neighbours, so that the second one's residual is exact and
-  // its result the nearest (Markstein 1990).
+  // A value that has the code of value / scale, where |value| is at most the scale times C::max or
+  // a few ulp more. One correction of value * inverse leaves an error below 3 * 2^-24 ulp before it
+  // rounds: the result is the quotient as division rounds it, unless the exact one lies so close to
+  // the middle of two floats. A code depends on which of the two only where one of them is a tie of
+  // the format. With significands as integers V and S of 24 bits and M of 5, the middle beside a
+  // tie is (2^20 M +- 1) / 2^24, and V / S differs from it by D / (2 S) ulp,
+  //
+  //     D = 2^24 V - S (2^20 M +- 1) = -+ S (mod 2^20)
+  //
+  // which is a multiple of 2^20 where S is, and else above 16 by divides(). The residual is negated
+  // so that one of 0 keeps the sign of a zero.
   DSV3_HD float quotient(float value) const {
     const float product = value * inverse;
-    const float near = __builtin_fmaf(__builtin_fmaf(-product, scale, value), inverse, product);
-    const float nearest = __builtin_fmaf(__builtin_fmaf(-near, scale, value), inverse, near);
-    // A residual of 0 loses the sign of a zero.
-    return __builtin_bit_cast(float, (__builtin_bit_cast(std::uint32_t, nearest) & 0x7FFFFFFFu) |
-                                         (__builtin_bit_cast(std::uint32_t, value) & 0x80000000u));
+    return __builtin_fmaf(__builtin_fmaf(product, scale, -value), -inverse, product);
+  }
+
+ private:
+  // Scales that need a division: too close to a number of 4 bits; or of extreme size, so that a
+  // residual could underflow where a code depends on it; NaN and infinity.
+  DSV3_HD static bool divides(float s) {
+    const std::uint32_t low = __builtin_bit_cast(std::uint32_t, s) & 0xFFFFFu;
+    return (low != 0 && (low <= 16 || low >= 0xFFFF0u)) || !(s >= 0x1p-80f && s <= 0x1p80f);
   }
 };
 
@@ -61,5 +81,31 @@ struct CodeDivisor {
 template <class Source, class C>
 requires(detail::is_fused_source<Source>&& is_fp8<C>) [[gnu::noinline]] void fused_rows(
     Cuda& cuda, Index rows, const detail::QuantizeColumnsBlock<Source, C, RoundNearest>& block);
+
+/// Fused form of AdamW with new codes, for blocks of 128 x 128: weights stay in registers between
+/// the update and their codes. Anything else takes the row kernel.
+///
+/// Types    weights and gradients in float, moments in bf16 or float; e4m3 or e5m2.
+template <class Moment, class C>
+requires((std::is_same_v<Moment, bf16> || std::is_same_v<Moment, float>)&&is_fp8<C>)
+    [[gnu::noinline]] void fused_rows(Cuda& cuda, Index rows,
+                                      const detail::AdamWBlock<float, Moment, C>& block);
+
+/// Fused forms of sending rows to experts and of adding what comes back, by 16 bytes. Rows that do
+/// not lie so take the row kernel.
+///
+/// Types    e4m3 or e5m2; bf16.
+template <class C>
+requires is_fp8<C>
+[[gnu::noinline]] void fused_rows(Cuda& cuda, Index rows, const detail::DispatchCodesRow<C>& row);
+template <class T>
+requires std::is_same_v<T, bf16>
+[[gnu::noinline]] void fused_rows(Cuda& cuda, Index rows, const detail::DispatchRow<T>& row);
+template <class T>
+requires std::is_same_v<T, bf16>
+[[gnu::noinline]] void fused_rows(Cuda& cuda, Index rows, const detail::CombineRow<T>& row);
+template <class T>
+requires std::is_same_v<T, bf16>
+[[gnu::noinline]] void fused_rows(Cuda& cuda, Index rows, const detail::CombineBackwardRow<T>& row);
 
 }  // namespace dsv3

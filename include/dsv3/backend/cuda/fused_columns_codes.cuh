@@ -54,7 +54,7 @@ template <class C>
 __device__ __forceinline__ std::uint32_t encode_four(const float* values, const float* scales,
                                                      const float* inverses, bool power_of_two) {
   float q[4];
-  if (power_of_two) {  // then the product is exact, or rounded as the quotient is
+  if (power_of_two) {  // then the product is the quotient
 #pragma unroll
     for (int i = 0; i < 4; ++i) q[i] = values[i] * inverses[i];
   } else {

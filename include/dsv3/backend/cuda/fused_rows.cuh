@@ -2,4 +2,5 @@
 #pragma once
 
 #include <dsv3/backend/cuda/fused_rows_norm.cuh>
+#include <dsv3/backend/cuda/fused_rows_norm_backward.cuh>
 #include <dsv3/backend/cuda/fused_rows_quantize.cuh>

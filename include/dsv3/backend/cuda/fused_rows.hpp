@@ -3,6 +3,7 @@
 #pragma once
 
 #include <dsv3/backend/cuda/context.hpp>
+#include <dsv3/core/product.hpp>
 #include <dsv3/core/quantized.hpp>
 
 namespace dsv3 {
@@ -50,5 +51,30 @@ requires(detail::fused_row_types<T>&& is_fp8<C>)
     [[gnu::noinline]] void quantize_swiglu_rows(Cuda& cuda, View<const T, 2> a, View<const T, 2> b,
                                                 Quantized<C> saved_a, Quantized<C> saved_b,
                                                 Quantized<C> h, ScaleRule rule);
+
+/// Fused form of RmsNorm::forward. The mean of squares is summed in an order of its own, which
+/// depends on H.
+///
+/// Shapes   x and y [T, H], weight [H].
+/// Types    bf16 or float in any mixture.
+template <class In, class W, class Out>
+requires(detail::fused_row_types<In, W, Out>)
+    [[gnu::noinline]] void rms_norm_rows(Cuda& cuda, View<const In, 2> x, View<const W, 1> weight,
+                                         double eps, View<Out, 2> y);
+
+/// Fused form of RmsNorm::backward: overwrites dx or adds to it, adds to dweight. The weight's
+/// gradient is summed in the order of the row kernels; a row's two sums in an order of their own,
+/// which depends on H.
+///
+/// Shapes   x, dy and dx [T, H], weight and dweight [H]; scratch: rstd [T] and partial
+///          [ceil(T / tokens), H], a row of which sums over `tokens` rows of x.
+/// Types    bf16 or float in any mixture; sums in float.
+template <class In, class W, class Out>
+requires(detail::fused_row_types<In, W, Out>)
+    [[gnu::noinline]] void rms_norm_backward_rows(Cuda& cuda, View<const In, 2> x,
+                                                  View<const Out, 2> dy, View<const W, 1> weight,
+                                                  double eps, View<In, 2> dx, Output output,
+                                                  View<float, 1> rstd, View<float, 2> partial,
+                                                  Index tokens, View<float, 1> dweight);
 
 }  // namespace dsv3

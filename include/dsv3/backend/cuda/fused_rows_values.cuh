@@ -83,12 +83,13 @@ __device__ void store_values(T* to, const RowValues& v, Index count) {
   }
 }
 
-// a / b rounded to nearest, where y is 1 / b rounded to nearest and nothing underflows that
-// matters: two corrections by the exact remainder (Markstein 1990).
+// a / b rounded to nearest for b > 0, where y is 1 / b rounded to nearest and nothing underflows
+// that matters: two corrections by the exact remainder (Markstein 1990). The remainder is negated,
+// so that the quotient of -0 is -0.
 __device__ inline float quotient(float a, float b, float y) {
   const float q0 = __fmul_rn(a, y);
-  const float q1 = __fmaf_rn(__fmaf_rn(-b, q0, a), y, q0);
-  return __fmaf_rn(__fmaf_rn(-b, q1, a), y, q1);
+  const float q1 = __fmaf_rn(-__fmaf_rn(b, q0, -a), y, q0);
+  return __fmaf_rn(-__fmaf_rn(b, q1, -a), y, q1);
 }
 
 // 1 / b rounded to nearest for b in [1, 2], or NaN: how a division does it, without its branch.

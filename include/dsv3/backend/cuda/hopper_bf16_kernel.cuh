@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(hopper_threads, 1)
   find_groups<Form>(work, shared.first(), shared.tiles());  // synchronises
 
   const int ring = !Form::apart ? 0 : warp < 4 ? warp % 2 : warp / 4 - 1;
-  const HopperWalk<Form, TC> walk(work, {shared.first(), shared.tiles()}, ring);
+  const HopperWalk<Form, TC> walk(work, {shared.first(), shared.tiles()}, ring, Form::rings);
   if (warp < 4) {
     shrink_registers<Form::bringing>();
     if (warp < Form::rings && threadIdx.x % 32 == 0)

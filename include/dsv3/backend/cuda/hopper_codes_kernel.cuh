@@ -104,6 +104,13 @@ struct HopperWalk {
         groups(found),
         number(static_cast<int>(blockIdx.x)),
         stride(static_cast<int>(gridDim.x)) {}
+  // One of `rings` lists of a block.
+  __device__ HopperWalk(const HopperCodes<TC>& product, const HopperGroups& found, int ring,
+                        int rings)
+      : work(product),
+        groups(found),
+        number(static_cast<int>(blockIdx.x) * rings + ring),
+        stride(static_cast<int>(gridDim.x) * rings) {}
   __device__ int tiles() const { return groups.tiles[work.groups] * work.column_tiles; }
   __device__ bool next(HopperTile& tile) {
     if (number >= tiles()) return false;

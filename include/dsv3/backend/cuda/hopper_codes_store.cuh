@@ -108,7 +108,7 @@ __device__ void expect_tile(const HopperCodes<TC>& work, const HopperTile& tile,
   if (column >= Form::width || tile.column + column >= work.columns) return;
 #pragma unroll
   for (int i = 0; i < 2 * Form::waves; ++i) {
-    const int row = tile.row + i / 2 * hopper_tile + i % 2 * 8 + row_in_tile;
+    const int row = tile.row + i / 2 * Form::step + i % 2 * 8 + row_in_tile;
     if (row < tile.row_end)
       asm volatile("prefetch.global.L2 [%0];" ::"l"(
           __cvta_generic_to_global(tile_row<Form::product>(work, tile, row) + column)));
@@ -124,7 +124,7 @@ __device__ void store_tile(const HopperCodes<TC>& work, const HopperTile& tile, 
   for (int wave = 0; wave < Form::waves; ++wave)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = tile.row + wave * hopper_tile + row_in_tile + 8 * half;
+      const int row = tile.row + wave * Form::step + row_in_tile + 8 * half;
       const bool inside = row < tile.row_end;
       TC* c = tile_row<Form::product>(work, tile, row);
       if (whole)

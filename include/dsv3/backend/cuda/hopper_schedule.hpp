@@ -23,6 +23,7 @@ struct HopperForm {
   static constexpr bool turned = codes_turned;
   static constexpr int waves = tile_waves, width = tile_width;
   static constexpr int height = hopper_tile * waves;  // rows of a tile
+  static constexpr int step = hopper_tile;            // rows from one wave to the next
   // wgmma wants codes that lie along the sum: whether the kernel has to transpose tiles.
   static constexpr bool transposes = p != Product::nt && !turned;
 };
