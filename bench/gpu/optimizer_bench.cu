@@ -1,4 +1,5 @@
 // AdamW on 2^28 parameters, beside a copy of as many bytes.
+#include <dsv3/core/fused_rows.hpp>
 #include <dsv3/core/precision.hpp>
 #include <dsv3/train/adamw.hpp>
 

@@ -63,6 +63,39 @@ void compare_swiglu() {
     }
 }
 
+template <class T>
+void compare_plain_swiglu() {
+  const auto cuda = gpu();
+  if (!cuda) return;
+  for (const Shape& s : shapes) {
+    CAPTURE(s.rows);
+    CAPTURE(s.columns);
+    const auto values = [&](std::uint32_t seed) {
+      return special_values<T>(s.rows, s.columns, s.gap, seed);
+    };
+    const Memory<T> a(*cuda, values(2)), b(*cuda, values(3)), d(*cuda, values(4)),
+        da1(*cuda, values(4)), da2(*cuda, values(4));
+    const Index size = s.rows * (s.columns + s.gap);
+    const Memory<T> h1(*cuda, size), h2(*cuda, size), db1(*cuda, size), db2(*cuda, size);
+    const auto in = [&](const Memory<T>& m) { return matrix(m, s.rows, s.columns, s.gap); };
+    const auto out = [&](const Memory<T>& m) {
+      View<T, 2> v(m.data, {s.rows, s.columns});
+      v.strides[0] = s.columns + s.gap;
+      return v;
+    };
+    for_each_row(*cuda, s.rows, dsv3::detail::SwigluForwardRow<T>{in(a), in(b), out(h2)});
+    swiglu_rows(*cuda, in(a), in(b), out(h1));
+    check_same("h", h1, h2, s.columns + s.gap);
+    for_each_row(
+        *cuda, s.rows,
+        dsv3::detail::SwigluBackwardRow<T>{in(a), in(b), in(d), out(da2), out(db2), out(h2)});
+    swiglu_backward_rows(*cuda, in(a), in(b), in(da1), out(da1), out(db1), out(h1));
+    check_same("h in backward", h1, h2, s.columns + s.gap);
+    check_same("da over dh", da1, da2, s.columns + s.gap);
+    check_same("db", db1, db2, s.columns + s.gap);
+  }
+}
+
 template <class Source, class C>
 void compare_columns_of(Cuda& cuda, const Source& x, const std::vector<Index>& offsets, Index tile,
                         Index gap) {
@@ -153,6 +186,11 @@ TEST_CASE("fused quantising along columns has the bits of the row kernel") {
 TEST_CASE("fused SwiGLU and quantising have the bits of the row kernel") {
   SUBCASE("bf16 to e4m3") { compare_swiglu<bf16, e4m3>(); }
   SUBCASE("float to e5m2") { compare_swiglu<float, e5m2>(); }
+}
+
+TEST_CASE("fused SwiGLU, forward and backward, has the bits of the row kernels") {
+  SUBCASE("bf16") { compare_plain_swiglu<bf16>(); }
+  SUBCASE("float") { compare_plain_swiglu<float>(); }
 }
 
 TEST_CASE("groups that no warp can hold are refused before anything is launched") {

@@ -205,7 +205,7 @@ struct Experts {
                    Output::overwrite);
       grouped_gemm(backend, nt, as_const(slots), params.up_proj, saved.b, offsets,
                    Output::overwrite);
-      for_each_row(backend, pairs, detail::SwigluForwardRow<T>{saved.a, saved.b, h});
+      detail::swiglu_forward<T>(backend, saved.a, saved.b, h);
       grouped_gemm(backend, nt, as_const(h), params.down_proj, slots, offsets, Output::overwrite);
       return slots;
     }

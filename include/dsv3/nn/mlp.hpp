@@ -77,7 +77,7 @@ struct Mlp {
       const auto h = scratch.take<T>({tokens, inter});
       projection.forward(backend, params.gate_proj, x, saved.a, scratch);
       projection.forward(backend, params.up_proj, x, saved.b, scratch);
-      for_each_row(backend, tokens, detail::SwigluForwardRow<T>{saved.a, saved.b, h});
+      detail::swiglu_forward<T>(backend, saved.a, saved.b, h);
       projection.forward(backend, params.down_proj, as_const(h), y, scratch);
     }
   }
@@ -115,7 +115,7 @@ struct Mlp {
       const auto h = scratch.take<T>({tokens, inter});
       const Linear linear;
       linear.backward_input(backend, params.down_proj, dy, da, Output::overwrite);
-      for_each_row(backend, tokens, detail::SwigluBackwardRow<T>{saved.a, saved.b, da, da, db, h});
+      detail::swiglu_backward<T>(backend, saved.a, saved.b, da, da, db, h);
       linear.backward_weight(backend, dy, h, grads.down_proj);
     }
     const auto columns = projection.input_columns(backend, {}, x, dense, scratch);

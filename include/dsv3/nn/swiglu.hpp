@@ -87,6 +87,25 @@ struct SwigluQuantizedBackwardRow {
   }
 };
 
+// h = silu(a) * b, fused where the backend has it.
+template <class T, class Backend>
+void swiglu_forward(Backend& backend, View<const T, 2> a, View<const T, 2> b, View<T, 2> h) {
+  if constexpr (requires { swiglu_rows(backend, a, b, h); })
+    swiglu_rows(backend, a, b, h);
+  else
+    for_each_row(backend, h.extent(0), SwigluForwardRow<T>{a, b, h});
+}
+
+// The same of its gradient; da may be dh.
+template <class T, class Backend>
+void swiglu_backward(Backend& backend, View<const T, 2> a, View<const T, 2> b, View<const T, 2> dh,
+                     View<T, 2> da, View<T, 2> db, View<T, 2> h) {
+  if constexpr (requires { swiglu_backward_rows(backend, a, b, dh, da, db, h); })
+    swiglu_backward_rows(backend, a, b, dh, da, db, h);
+  else
+    for_each_row(backend, h.extent(0), SwigluBackwardRow<T>{a, b, dh, da, db, h});
+}
+
 }  // namespace detail
 
 }  // namespace dsv3

@@ -8,7 +8,7 @@ namespace dsv3 {
 namespace detail {
 
 // A matrix in pieces of 8 columns of a row; `across` of them make a strip, and `blocks` of threads
-// share a multiprocessor.
+// share a multiprocessor. group: of columns with the same scale, where the piece lies.
 template <class Source>
 struct FusedSource;
 
@@ -20,8 +20,9 @@ struct FusedSource<View<const bf16, 2>> {
   };
 
   static bool aligned(const View<const bf16, 2>& x) { return aligned_rows(x, 16); }
+  __device__ static int group(const View<const bf16, 2>&, Index) { return 0; }
   __device__ static __forceinline__ void load(Piece& piece, const View<const bf16, 2>& x, Index row,
-                                              Index column) {
+                                              Index column, int) {
     piece.bits = *reinterpret_cast<const uint4*>(&x(row, column));
   }
   __device__ static __forceinline__ void values(const Piece& piece, float (&v)[8]) {
@@ -43,13 +44,12 @@ struct FusedCodes {
   };
 
   static bool aligned_codes(const Quantized<const C>& q) {
-    return aligned_rows(q.codes, 8) && q.group_columns % 8 == 0;
+    return aligned_rows(q.codes, 8) && q.group_rows == 1 && q.group_columns % 8 == 0;
   }
   __device__ static __forceinline__ void load_codes(Piece& piece, const Quantized<const C>& q,
-                                                    Index row, Index column) {
+                                                    Index row, Index column, int group) {
     piece.codes = *reinterpret_cast<const uint2*>(&q.codes(row, column));
-    piece.scale = q.scales(q.group_rows == 1 ? row : row / q.group_rows,
-                           q.group_columns == 128 ? column / 128 : column / q.group_columns);
+    piece.scale = q.scales(row, group);
   }
   __device__ static __forceinline__ void values(const Piece& piece, float (&v)[8]) {
     const std::uint32_t words[2] = {piece.codes.x, piece.codes.y};
@@ -67,9 +67,12 @@ struct FusedSource<Quantized<const C>> : FusedCodes<C> {
   using typename FusedCodes<C>::Piece;
 
   static bool aligned(const Quantized<const C>& x) { return FusedCodes<C>::aligned_codes(x); }
+  __device__ static int group(const Quantized<const C>& x, Index column) {
+    return static_cast<int>(column / x.group_columns);
+  }
   __device__ static __forceinline__ void load(Piece& piece, const Quantized<const C>& x, Index row,
-                                              Index column) {
-    FusedCodes<C>::load_codes(piece, x, row, column);
+                                              Index column, int group) {
+    FusedCodes<C>::load_codes(piece, x, row, column, group);
   }
 };
 
@@ -77,12 +80,17 @@ template <class C>
 struct FusedSource<WeightedSlots<C>> : FusedCodes<C> {
   using typename FusedCodes<C>::Piece;
 
-  static bool aligned(const WeightedSlots<C>& x) { return FusedCodes<C>::aligned_codes(x.slots); }
+  // Dense weights: those of a pair lie at its number.
+  static bool aligned(const WeightedSlots<C>& x) {
+    return FusedCodes<C>::aligned_codes(x.slots) && x.weights.dense();
+  }
+  __device__ static int group(const WeightedSlots<C>& x, Index column) {
+    return static_cast<int>(column / x.slots.group_columns);
+  }
   __device__ static __forceinline__ void load(Piece& piece, const WeightedSlots<C>& x, Index row,
-                                              Index column) {
-    FusedCodes<C>::load_codes(piece, x.slots, row, column);
-    const int k = static_cast<int>(x.weights.extent(1)), pair = x.pair_of_slot(row);
-    piece.scale *= x.weights(pair / k, pair % k);
+                                              Index column, int group) {
+    FusedCodes<C>::load_codes(piece, x.slots, row, column, group);
+    piece.scale *= x.weights.data[x.pair_of_slot(row)];
   }
 };
 
@@ -133,11 +141,12 @@ __global__ void __launch_bounds__(fused_columns_threads, FusedSource<Source>::bl
   const Index column = from + place;
   const bool inside = column < block.q.extent(1);
   const int rows = inside ? count : 0;  // of this thread
+  const int group = In::group(block.x, column);
 
   typename In::Piece piece[passes];
 #pragma unroll
   for (int p = 0; p < passes; ++p)
-    if (row0 + p * down < rows) In::load(piece[p], block.x, first + row0 + p * down, column);
+    if (row0 + p * down < rows) In::load(piece[p], block.x, first + row0 + p * down, column, group);
 
   std::uint32_t most[8] = {};
 #pragma unroll
@@ -196,7 +205,7 @@ __global__ void __launch_bounds__(fused_columns_threads, FusedSource<Source>::bl
 #pragma unroll 1
   for (int row = row0; row < rows; row += down) {
     typename In::Piece again;
-    In::load(again, block.x, first + row, column);
+    In::load(again, block.x, first + row, column, group);
     float v[8];
     In::values(again, v);
 #pragma unroll

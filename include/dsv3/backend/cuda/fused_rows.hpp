@@ -77,4 +77,24 @@ requires(detail::fused_row_types<In, W, Out>)
                                                   View<float, 1> rstd, View<float, 2> partial,
                                                   Index tokens, View<float, 1> dweight);
 
+/// Fused form of SwiGLU: h = silu(a) * b, with the bits of the row kernel.
+///
+/// Shapes   all [T, I].
+/// Types    bf16 or float.
+template <class T>
+requires(detail::fused_row_types<T>)
+    [[gnu::noinline]] void swiglu_rows(Cuda& cuda, View<const T, 2> a, View<const T, 2> b,
+                                       View<T, 2> h);
+
+/// Fused form of SwiGLU backward, with the bits of the row kernel: da, db, and h again. da may be
+/// dh.
+///
+/// Shapes   all [T, I].
+/// Types    bf16 or float.
+template <class T>
+requires(detail::fused_row_types<T>)
+    [[gnu::noinline]] void swiglu_backward_rows(Cuda& cuda, View<const T, 2> a, View<const T, 2> b,
+                                                View<const T, 2> dh, View<T, 2> da, View<T, 2> db,
+                                                View<T, 2> h);
+
 }  // namespace dsv3

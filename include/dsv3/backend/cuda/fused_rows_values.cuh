@@ -83,13 +83,17 @@ __device__ void store_values(T* to, const RowValues& v, Index count) {
   }
 }
 
-// a / b rounded to nearest for b > 0, where y is 1 / b rounded to nearest and nothing underflows
-// that matters: two corrections by the exact remainder (Markstein 1990). The remainder is negated,
-// so that the quotient of -0 is -0.
+// a / b rounded to nearest, where y is 1 / b rounded to nearest and nothing underflows that
+// matters: two corrections by the exact remainder (Markstein 1990). A zero may lose its sign.
 __device__ inline float quotient(float a, float b, float y) {
   const float q0 = __fmul_rn(a, y);
-  const float q1 = __fmaf_rn(-__fmaf_rn(b, q0, -a), y, q0);
-  return __fmaf_rn(-__fmaf_rn(b, q1, -a), y, q1);
+  const float q1 = __fmaf_rn(__fmaf_rn(-b, q0, a), y, q0);
+  return __fmaf_rn(__fmaf_rn(-b, q1, a), y, q1);
+}
+// The same for b > 0, with the sign of a.
+__device__ inline float signed_quotient(float a, float b, float y) {
+  const std::uint32_t sign = __builtin_bit_cast(std::uint32_t, a) & 0x80000000u;
+  return word_float(__builtin_bit_cast(std::uint32_t, quotient(a, b, y)) | sign);
 }
 
 // 1 / b rounded to nearest for b in [1, 2], or NaN: how a division does it, without its branch.
@@ -132,7 +136,7 @@ __device__ uint4 encode_values(const RowValues& v, float scale) {
     const float y = 1.0f / scale;
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
-      const auto code = [&](int k) { return quotient(v[4 * w + k], scale, y); };
+      const auto code = [&](int k) { return signed_quotient(v[4 * w + k], scale, y); };
       word[w] = pack_codes<C>(code(0), code(1)) | pack_codes<C>(code(2), code(3)) << 16;
     }
   } else {
