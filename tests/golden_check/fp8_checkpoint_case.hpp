@@ -9,8 +9,14 @@ namespace golden {
 /// the parity rule, against a reference of the same rule. "logits.fp8_policy" are those of the Fp8
 /// policy, bf16 beside its codes, against the reference without quantised activations, with its
 /// choice of experts.
+///
+/// parity_rule false leaves the first out. It holds where every sum has the bits of the reference's
+/// or rounds as little: adding 1e-7 of the largest value to each product of codes turns codes the
+/// other way that move the logits by 0.5 units, and 1e-4 an expert's choice, which moves them
+/// by 3.4.
 template <class Backend>
-void check_fp8_checkpoint(const std::string& folder, Backend& backend, Counts& counts) {
+void check_fp8_checkpoint(const std::string& folder, Backend& backend, Counts& counts,
+                          bool parity_rule = true) {
   using namespace dsv3;
   const ModelConfig config = load_config(folder + "/config.json");
   const SafetensorsFile exact_file(folder + "/expected.safetensors");
@@ -20,7 +26,9 @@ void check_fp8_checkpoint(const std::string& folder, Backend& backend, Counts& c
   const Batch batch = next_token_batch(tokens.step(0));
   const Array exact = read_array(exact_file, "logits"), quantized = judge.expected("logits");
   const double unit = distance(quantized, exact);
-  {
+  if (!parity_rule) {
+    judge.skip("loss");
+  } else {
     Model<RuleOf<true, false>, Backend> model(backend, config);
     load_weights(model, folder);
     const Array ours = logits_array(model.logits(batch), tokens, config.vocab_size, 0);
