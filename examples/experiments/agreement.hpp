@@ -1,4 +1,4 @@
-// How often the draft of MTP is what the main head then says.
+// How often the draft of MTP is what the main head, or the text, then says.
 #pragma once
 
 #include <algorithm>
@@ -7,11 +7,16 @@
 
 namespace experiment {
 
-/// The share of positions of held-out text, of all domains, where depth 1 says of a token what the
-/// main head says when it has seen one token more.
-inline double agreement(Trained& t) {
+/// Over positions of held-out text of all domains, of what depth 1 says of a token: the share that
+/// the main head says too when it has seen one token more, and the share that the text says.
+struct Agreement {
+  double with_main = 0, with_text = 0;
+};
+
+inline Agreement agreement(Trained& t) {
   const Index vocab = t.model.config().vocab_size;
-  double same = 0, all = 0;
+  Agreement same;
+  double all = 0;
   for (Index d = 0; d < t.domains.size(); ++d) {
     const auto text = t.prompt(d, t.domains.row_length());
     const auto length = static_cast<Index>(text.size());
@@ -22,9 +27,13 @@ inline double agreement(Trained& t) {
       const auto* row = logits.data() + at * vocab;
       return std::max_element(row, row + vocab) - row;
     };
-    for (Index i = 0; i + 2 < length; ++i, ++all) same += best(draft, i) == best(main, i + 1);
+    for (Index i = 0; i + 2 < length; ++i, ++all) {
+      const Index says = best(draft, i);
+      same.with_main += says == best(main, i + 1);
+      same.with_text += says == text[static_cast<std::size_t>(i + 2)];
+    }
   }
-  return same / all;
+  return {same.with_main / all, same.with_text / all};
 }
 
 }  // namespace experiment
