@@ -75,6 +75,7 @@ is run1/node_limit.json 'sum(j["variants"][0]["runs"][0]["evaluations"][-1]["bet
   sum(j["variants"][3]["runs"][0]["evaluations"][-1]["between"])' True
 is run1/kv_cache.json 'j["planned"][0]["latent"]' 70272
 is run1/mtp.json 'all(0 <= s <= 1 for v in j["stood"] for d in v for s in d)' True
+is run1/mtp.json 'all(0 <= s <= 1 for v in j["right"] + j["agreed"] for s in v)' True
 is run1/fp8.json '[v["name"] for v in j["study"]["variants"]]' \
   "['bf16', 'fp8', 'per_tensor', 'gradient_blocks', 'hopper_none', 'fp32']"
 is run1/context.json '[[len(r["loss"]), len(r["found"]), len(r["found"][0])] for r in j["YaRN, trained on"]]' \
