@@ -1,4 +1,7 @@
 // Index arithmetic of the products of codes on Hopper, where no GPU is needed.
+// Rows, lanes and bytes are ints, as in the kernels, and index small arrays here.
+#pragma GCC diagnostic ignored "-Wsign-conversion"
+
 #include <doctest/doctest.h>
 
 #include <algorithm>

@@ -1,4 +1,7 @@
 // The index arithmetic of the GPU's products, on the host.
+// Rows, lanes and bytes are ints, as in the kernels, and index small arrays here.
+#pragma GCC diagnostic ignored "-Wsign-conversion"
+
 #include <doctest/doctest.h>
 
 #include <dsv3/backend/cuda/tile_layout.hpp>
