@@ -34,6 +34,22 @@ inline dsv3::ModelConfig config() {
   return c;
 }
 
+/// A model with sizes that the fast kernels take: heads of 128 + 64, widths in multiples of 128.
+inline dsv3::ModelConfig wide_config() {
+  dsv3::ModelConfig c = config();
+  c.vocab_size = 320;
+  c.hidden_size = 256;
+  c.intermediate_size = 512;
+  c.moe_intermediate_size = 128;
+  c.num_attention_heads = c.num_key_value_heads = 2;
+  c.q_lora_rank = 128;
+  c.kv_lora_rank = 128;
+  c.qk_nope_head_dim = 128;
+  c.qk_rope_head_dim = 64;
+  c.v_head_dim = 128;
+  return c;
+}
+
 struct Outcome {
   std::vector<double> figures;  // loss, MTP loss, balance loss and gradient norm of each step
   std::uint64_t hash = 0;       // of every bit of the trained masters and of the figures

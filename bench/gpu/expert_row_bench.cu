@@ -149,8 +149,7 @@ void swiglu_bf16(Run& run) {
   const auto a = random<bf16>(run, {pairs, width}, 1), b = random<bf16>(run, {pairs, width}, 2);
   const auto h = run.take<bf16>({pairs, width});
   const auto swiglu = [&](Index) {
-    for_each_row(run.cuda, pairs,
-                 dsv3::detail::SwigluForwardRow<bf16>{as_const(a), as_const(b), h});
+    dsv3::detail::swiglu_forward<bf16>(run.cuda, a, b, h);
   };
   swiglu(0);
   check_output(run, "h", h);

@@ -8,6 +8,7 @@
 #include <dsv3/backend/cpu.hpp>
 #include <dsv3/backend/cuda/block_sort.hpp>
 #include <dsv3/backend/cuda/block_team.hpp>
+#include <dsv3/infer/sample_row.hpp>
 #include <map>
 #include <set>
 #include <string>
@@ -229,6 +230,12 @@ inline void synchronize(Emulated&) {}
 template <class Body>
 void for_each_row(Emulated& backend, Index rows, Body body) {
   backend.rows(rows, body);
+}
+
+/// Tokens are chosen where the logits are, as on Cuda.
+template <class A>
+void fused_rows(Emulated& backend, Index rows, const dsv3::detail::SampleRow<A>& row) {
+  backend.rows(rows, row);
 }
 
 template <class... Args>

@@ -1,6 +1,9 @@
 // Models in bf16 on a GPU.
 #include "model_cases.hpp"
 
+#include "conformance/model_cases.hpp"
+#include "conformance_subjects.hpp"
+
 TEST_CASE("Bf16: training on a GPU agrees with Cpu") {
   gpu::check_training<dsv3::Bf16>(3e-2, 3e-2);  // a few roundings of 2^-8 the other way
 }
@@ -16,4 +19,8 @@ TEST_CASE("Bf16: generation from a cache of e4m3 runs on a GPU") {
     CHECK(result.tokens.size() == 8);
     for (const auto token : result.tokens) CHECK((token >= 0 && token < 53));
   }
+}
+
+TEST_CASE("Bf16: models on a GPU agree with EigenCpu's, block by block") {
+  conformance::models_in_bf16_agree<conformance::Subjects>();
 }

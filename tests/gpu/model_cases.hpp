@@ -41,26 +41,10 @@ void check_training(double tolerance, double of_norms) {
               tolerance, of_norms);
 }
 
-/// A model with sizes that the fast kernels take: heads of 128 + 64, widths in multiples of 128.
-inline dsv3::ModelConfig wide_config() {
-  dsv3::ModelConfig c = small::config();
-  c.vocab_size = 320;
-  c.hidden_size = 256;
-  c.intermediate_size = 512;
-  c.moe_intermediate_size = 128;
-  c.num_attention_heads = c.num_key_value_heads = 2;
-  c.q_lora_rank = 128;
-  c.kv_lora_rank = 128;
-  c.qk_nope_head_dim = 128;
-  c.qk_rope_head_dim = 64;
-  c.v_head_dim = 128;
-  return c;
-}
-
 /// The losses of `steps` steps over changing tokens, rows of 2 x 129.
 template <class P, class Backend>
 std::vector<double> losses(Backend& backend, int steps) {
-  dsv3::Model<P, Backend> model(backend, wide_config(), {.seed = 5, .init_std = 0.02});
+  dsv3::Model<P, Backend> model(backend, small::wide_config(), {.seed = 5, .init_std = 0.02});
   dsv3::TrainOptions options;
   options.schedule = dsv3::Schedule{}.scaled(steps * 256, 1e-3, steps / 10);
   dsv3::Trainer trainer(model, options);

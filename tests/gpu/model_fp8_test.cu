@@ -1,6 +1,9 @@
 // Models of DeepSeek-V3's recipe on a GPU.
 #include "model_cases.hpp"
 
+#include "conformance/model_cases.hpp"
+#include "conformance_subjects.hpp"
+
 TEST_CASE("Fp8: training on a GPU agrees with Cpu") {
   // A few codes the other way, which differ by up to 2^-3; a gradient is a product of two.
   gpu::check_training<dsv3::Fp8>(1e-1, 0.25);
@@ -15,4 +18,8 @@ TEST_CASE("Fp8: generation from a cache of bf16 runs on a GPU") {
   dsv3::Cuda cuda;
   for (const auto& result : small::generate<dsv3::Fp8, dsv3::bf16>(cuda))
     CHECK(result.tokens.size() == 8);
+}
+
+TEST_CASE("Fp8: models on a GPU agree with EigenCpu's, block by block") {
+  conformance::models_in_fp8_agree<conformance::Subjects>();
 }

@@ -9,6 +9,7 @@
 #include <dsv3/backend/cuda/graphs.hpp>
 #include <dsv3/backend/cuda/latent_attention.hpp>
 #include <dsv3/backend/cuda/primitives.hpp>
+#include <dsv3/backend/cuda/sampling.hpp>
 #include <dsv3/backend/cuda/vendor_products.hpp>
 
 #ifdef __CUDACC__
@@ -19,6 +20,7 @@
 #include <dsv3/backend/cuda/fused_rows.cuh>
 #include <dsv3/backend/cuda/latent_attention.cuh>
 #include <dsv3/backend/cuda/products.cuh>
+#include <dsv3/backend/cuda/sampling.cuh>
 #include <dsv3/backend/cuda/sort.cuh>
 #include <dsv3/backend/cuda/team.cuh>
 #endif

@@ -129,28 +129,40 @@ class Decoder {
 
   /// Logits of some rows of h, in nats: returns [rows, vocab_size].
   std::vector<A> logits(View<const T, 2> h, const std::vector<std::int32_t>& rows) {
-    const Index V_ = config().vocab_size, H = h.extent(1), n = static_cast<Index>(rows.size());
-    const Index most = Head<P>::chunk_tokens(V_, logits_at_once(backend())),
-                each = n < most ? n : most;
-    std::vector<A> result(static_cast<std::size_t>(n * V_));
-    Arena counting;
-    const auto take = [&](Arena& arena) {
+    const Index V_ = config().vocab_size;
+    std::vector<A> result(rows.size() * static_cast<std::size_t>(V_));
+    const auto nothing = [](Arena&, Index) { return 0; };
+    for_each_logits(h, rows, Head<P>::chunk_tokens(V_, logits_at_once(backend())), nothing,
+                    [&](Index first, View<A, 2> z, int) {
+                      copy_to_host(backend(), result.data() + first * V_, z.data,
+                                   z.size() * static_cast<Index>(sizeof(A)));
+                    });
+    return result;
+  }
+
+  /// Calls use(first, logits [count, vocab_size], taken) for the logits of some rows of h, in nats,
+  /// in the backend's memory: count of them at a time, `most` at most. taken is what
+  /// take(arena, most rows at a time) took from the same memory.
+  void for_each_logits(View<const T, 2> h, const std::vector<std::int32_t>& rows, Index most,
+                       auto&& take, auto&& use) {
+    const Index H = h.extent(1), n = static_cast<Index>(rows.size());
+    const Index each = n < most ? n : most;
+    const auto take_all = [&](Arena& arena) {
       return std::tuple(arena.template take<std::int32_t>({n}), arena.template take<T>({n, H}),
-                        arena.template take<A>({each, V_}));
+                        arena.template take<A>({each, config().vocab_size}), take(arena, each));
     };
-    take(counting);
+    Arena counting;
+    take_all(counting);
     Arena arena = scratch(counting.peak());
-    const auto [device_rows, gathered, z] = take(arena);
+    const auto [device_rows, gathered, z, taken] = take_all(arena);
     copy_to_backend(backend(), device_rows.data, rows.data(), n * Index{sizeof(std::int32_t)});
     for_each_row(backend(), n, detail::GatherRow<T, T>{h, device_rows, gathered});
-    for (Index first = 0; first < n; first += most) {
-      const Index count = n - first < most ? n - first : most;
+    for (Index first = 0; first < n; first += each) {
+      const Index count = n - first < each ? n - first : each;
       Head<P>{}.logits(backend(), model_->operands().lm_head, as_const(gathered.rows(first, count)),
                        z.rows(0, count));
-      copy_to_host(backend(), result.data() + first * V_, z.data,
-                   count * V_ * static_cast<Index>(sizeof(A)));
+      use(first, z.rows(0, count), taken);
     }
-    return result;
   }
 
  private:

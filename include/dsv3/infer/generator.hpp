@@ -3,6 +3,7 @@
 
 #include <deque>
 #include <dsv3/infer/drafter.hpp>
+#include <dsv3/infer/next_tokens.hpp>
 #include <dsv3/infer/request.hpp>
 #include <dsv3/infer/speculation.hpp>
 #include <memory>
@@ -42,6 +43,7 @@ class Generator {
       : options_(checked(model, options)),
         cache_(model.backend(), model.config(), cache_options(options_)),
         decoder_(model, cache_),
+        next_tokens_(decoder_),
         statistics_{std::vector<Index>(static_cast<std::size_t>(options.speculate)),
                     std::vector<Index>(static_cast<std::size_t>(options.speculate)), 0, 0} {
     if (options_.speculate)
@@ -231,8 +233,7 @@ class Generator {
       rows.push_back(row);
     }
     if (ready.empty()) return true;
-    const auto logits = decoder_.logits(output.h, rows);
-    for (std::size_t i = 0; i < ready.size(); ++i) sample(ready[i], logits_at(logits, i));
+    sample(ready, output.h, rows);
     return true;
   }
 
@@ -253,6 +254,12 @@ class Generator {
     }
     const auto output = decoder_.forward(parts, AttentionForm::absorbed);
     if (drafter_) drafter_->keep(parts, starts, output);
+    if (rows.size() == ids.size()) {  // nothing was drafted
+      statistics_.passes += static_cast<Index>(ids.size());
+      statistics_.tokens += static_cast<Index>(ids.size());
+      sample(ids, output.h, rows);
+      return;
+    }
     const auto logits = decoder_.logits(output.h, rows);
     std::size_t first = 0;
     for (std::size_t i = 0; i < ids.size(); ++i) {
@@ -313,7 +320,7 @@ class Generator {
       ++statistics_.drafted[depth];
       statistics_.accepted[depth] += verdict.accepted;
       ++statistics_.tokens;
-      const bool ended = append(id, verdict.token, z);
+      const bool ended = append(id, {verdict.token, log_probability(z, vocab(), verdict.token)});
       if (!verdict.accepted || ended) break;
     }
     if (stand == drafts && s.result.finish == Finish::running) {
@@ -325,19 +332,32 @@ class Generator {
     if (drafter_) drafter_->truncate(s.sequence, certain + stand);
   }
 
+  // One token for each request, from a row of h.
+  void sample(const std::vector<Index>& ids, View<const typename D::T, 2> h,
+              const std::vector<std::int32_t>& rows) {
+    std::vector<Draw> draws;
+    for (const Index id : ids) {
+      const Running& s = at(id);
+      draws.push_back({&s.request.sampling, &s.tokens, random(s, "token")});
+    }
+    const auto choices = next_tokens_(h, rows, draws);
+    for (std::size_t i = 0; i < ids.size(); ++i) append(ids[i], choices[i]);
+  }
   void sample(Index id, const A* logits) {
     Running& s = at(id);
     sampler_.distribution(logits, vocab(), s.request.sampling, s.tokens, probabilities_);
-    append(id, Sampler::draw(probabilities_, random(s, "token")), logits);
+    const std::int32_t token = Sampler::draw(probabilities_, random(s, "token"));
+    append(id, {token, log_probability(logits, vocab(), token)});
   }
 
   // Adds a token that is certain: returns whether it is the last.
-  bool append(Index id, std::int32_t token, const A* logits) {
+  bool append(Index id, const Choice& choice) {
     Running& s = at(id);
+    const std::int32_t token = choice.token;
     GenerationResult& result = s.result;
     s.tokens.push_back(token);
     result.tokens.push_back(token);
-    result.log_probabilities.push_back(log_probability(logits, vocab(), token));
+    result.log_probabilities.push_back(choice.log_probability);
     std::string text;
     const auto& stops = s.request.stop_tokens;
     const bool eos = !s.request.ignore_eos && token == model().config().eos_token_id;
@@ -379,6 +399,7 @@ class Generator {
   GeneratorOptions options_;
   Cache cache_;
   D decoder_;
+  NextTokens<D> next_tokens_;
   std::unique_ptr<Drafter<Model, C>> drafter_;
   Sampler sampler_;
   std::vector<double> probabilities_;

@@ -40,6 +40,12 @@ struct SamplingOptions {
   }
 };
 
+/// A token that was chosen, and the model's own log probability of it, in nats, before any option.
+struct Choice {
+  std::int32_t token;
+  double log_probability;
+};
+
 /// Turns logits into the distribution that a token is drawn from. Ties take the lowest id. Keeps
 /// its working memory between calls.
 ///
@@ -57,7 +63,9 @@ class Sampler {
     if (options.repetition_penalty != 1)
       penalise(options.repetition_penalty, history, probabilities);
     const auto best = std::max_element(probabilities.begin(), probabilities.end());
-    require_finite(probabilities, *best);
+    const auto nan = std::find_if(probabilities.begin(), probabilities.end(),
+                                  [](double logit) { return std::isnan(logit); });
+    require_finite(nan == probabilities.end() ? -1 : nan - probabilities.begin(), *best);
     if (options.temperature == 0) {
       const auto at = best - probabilities.begin();
       std::fill(probabilities.begin(), probabilities.end(), 0.0);
@@ -104,6 +112,17 @@ class Sampler {
     return static_cast<double>(bits >> 11) * 0x1p-53;
   }
 
+  /// Errors   std::invalid_argument where a logit is NaN (the first, or -1) or the largest is
+  ///          infinite.
+  static void require_finite(Index nan, double largest) {
+    if (nan >= 0)
+      throw std::invalid_argument("Sampler: logit " + std::to_string(nan) +
+                                  " (nan) must be a number");
+    if (!std::isfinite(largest))
+      throw std::invalid_argument("Sampler: largest logit (" + std::to_string(largest) +
+                                  ") must be finite");
+  }
+
  private:
   static void penalise(double penalty, const std::vector<std::int32_t>& history,
                        std::vector<double>& logits) {
@@ -114,16 +133,6 @@ class Sampler {
       seen[i] = true;
       logits[i] = logits[i] > 0 ? logits[i] / penalty : logits[i] * penalty;
     }
-  }
-
-  static void require_finite(const std::vector<double>& logits, double largest) {
-    for (std::size_t i = 0; i < logits.size(); ++i)
-      if (std::isnan(logits[i]))
-        throw std::invalid_argument("Sampler: logit " + std::to_string(i) +
-                                    " (nan) must be a number");
-    if (!std::isfinite(largest))
-      throw std::invalid_argument("Sampler: largest logit (" + std::to_string(largest) +
-                                  ") must be finite");
   }
 
   static void normalise(std::vector<double>& probabilities) {

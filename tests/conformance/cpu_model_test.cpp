@@ -1,0 +1,4 @@
+// Models on Cpu conform to EigenCpu.
+#include "conformance/cpu_subjects.hpp"
+
+#include "conformance/all_models.hpp"

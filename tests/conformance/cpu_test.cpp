@@ -1,0 +1,4 @@
+// Cpu conforms to EigenCpu.
+#include "conformance/cpu_subjects.hpp"
+
+#include "conformance/cases.hpp"
