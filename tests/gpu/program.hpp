@@ -72,6 +72,9 @@ constexpr std::size_t sizes[] = {sizeof(View<float, 1>),
                                  sizeof(dsv3::Block<dsv3::Fp8>),
                                  sizeof(dsv3::Transformer<dsv3::Fp8>),
                                  sizeof(dsv3::Model<dsv3::Fp8, dsv3::Cuda>),
+                                 sizeof(dsv3::detail::SampleRule),
+                                 sizeof(dsv3::detail::SampledRow),
+                                 sizeof(dsv3::detail::SampleRow<float>),
                                  sizeof(CoreRow)};
 
 /// The same, as nvcc sees it.

@@ -3,6 +3,7 @@
 
 #include <deque>
 #include <dsv3/infer/drafter.hpp>
+#include <dsv3/infer/generator_options.hpp>
 #include <dsv3/infer/next_tokens.hpp>
 #include <dsv3/infer/request.hpp>
 #include <dsv3/infer/speculation.hpp>
@@ -10,15 +11,6 @@
 #include <optional>
 
 namespace dsv3 {
-
-/// How a Generator works.
-struct GeneratorOptions {
-  Index max_sequences = 8;     ///< that run at once; the others wait
-  Index max_tokens = 4096;     ///< room in the cache, prompts included, for all of them together
-  Index block_size = 64;       ///< of the cache; 0: contiguous, max_tokens / max_sequences for each
-  Index prefill_tokens = 512;  ///< of prompts in one pass
-  Index speculate = 0;         ///< drafts of MTP a pass verifies; at most num_nextn_predict_layers
-};
 
 /// Generates from requests. Each step() is one round: prompts first, then one pass that gives every
 /// running sequence at least one token.
@@ -40,8 +32,8 @@ class Generator {
   using A = typename D::A;
 
   Generator(Model& model, const GeneratorOptions& options)
-      : options_(checked(model, options)),
-        cache_(model.backend(), model.config(), cache_options(options_)),
+      : options_((options.validate(model.config()), options)),
+        cache_(model.backend(), model.config(), options_.cache()),
         decoder_(model, cache_),
         next_tokens_(decoder_),
         statistics_{std::vector<Index>(static_cast<std::size_t>(options.speculate)),
@@ -63,7 +55,9 @@ class Generator {
 
   /// Queues a request: its number, counting from 0.
   Index add(GenerationRequest request) {
-    check(request);
+    request.validate(model().config().vocab_size);
+    check_at_most("Generator::add", "blocks of the request", blocks_for(request),
+                  "blocks of the cache", options_.block_size == 0 ? 1 : cache_.blocks());
     const Index id = static_cast<Index>(sequences_.size());
     auto s = std::make_unique<Running>();
     s->tokens = request.prompt;
@@ -121,51 +115,6 @@ class Generator {
     Index sequence = -1;  // of the cache
     std::vector<std::vector<double>> draft_distributions;
   };
-
-  static const GeneratorOptions& checked(const Model& model, const GeneratorOptions& o) {
-    const char* caller = "Generator";
-    check_at_most(caller, "one", 1, "max_sequences", o.max_sequences);
-    check_at_most(caller, "max_sequences", o.max_sequences, "max_tokens", o.max_tokens);
-    check_at_most(caller, "zero", 0, "block_size", o.block_size);
-    check_at_most(caller, "one", 1, "prefill_tokens", o.prefill_tokens);
-    check_at_most(caller, "zero", 0, "speculate", o.speculate);
-    check_at_most(caller, "speculate", o.speculate, "num_nextn_predict_layers",
-                  model.config().num_nextn_predict_layers);
-    return o;
-  }
-
-  static CacheOptions cache_options(const GeneratorOptions& o) {
-    const bool mtp = o.speculate > 0;
-    if (o.block_size == 0)
-      return CacheOptions::contiguous(o.max_sequences, o.max_tokens / o.max_sequences, mtp);
-    return CacheOptions::paged(o.max_tokens, o.max_sequences, o.block_size, mtp);
-  }
-
-  void check(const GenerationRequest& request) const {
-    const char* caller = "Generator::add";
-    const ModelConfig& config = decoder_.model().config();
-    request.sampling.validate();
-    check_at_most(caller, "one", 1, "tokens of the prompt",
-                  static_cast<Index>(request.prompt.size()));
-    check_at_most(caller, "one", 1, "max_tokens of the request", request.max_tokens);
-    for (std::size_t i = 0; i < request.prompt.size(); ++i)
-      if (request.prompt[i] < 0 || request.prompt[i] >= config.vocab_size)
-        throw std::invalid_argument("Generator::add: token " + std::to_string(i) +
-                                    " of the prompt (" + std::to_string(request.prompt[i]) +
-                                    ") must be at least 0 and below vocab_size (" +
-                                    std::to_string(config.vocab_size) + ")");
-    check_at_most(caller, "blocks of the request", blocks_for(request), "blocks of the cache",
-                  most_blocks());
-    if (request.stop_strings.empty()) return;
-    if (!request.token_text)
-      throw std::invalid_argument("Generator::add: stop_strings need token_text");
-    for (const std::string& stop : request.stop_strings)
-      if (stop.empty())
-        throw std::invalid_argument("Generator::add: a stop string must not be empty");
-  }
-
-  // Blocks that one sequence may hold.
-  Index most_blocks() const { return options_.block_size == 0 ? 1 : cache_.blocks(); }
 
   Running& at(Index id) const {
     if (id < 0 || id >= static_cast<Index>(sequences_.size()) ||

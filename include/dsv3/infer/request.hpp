@@ -54,6 +54,25 @@ struct GenerationRequest {
   std::function<std::string(std::int32_t)> token_text;
   /// Called for every token as soon as it is certain.
   std::function<void(const GeneratedToken&)> on_token;
+
+  /// Errors   std::invalid_argument naming what and both values.
+  void validate(Index vocab_size) const {
+    const char* caller = "Generator::add";
+    sampling.validate();
+    check_at_most(caller, "one", 1, "tokens of the prompt", static_cast<Index>(prompt.size()));
+    check_at_most(caller, "one", 1, "max_tokens of the request", max_tokens);
+    for (std::size_t i = 0; i < prompt.size(); ++i)
+      if (prompt[i] < 0 || prompt[i] >= vocab_size)
+        throw std::invalid_argument("Generator::add: token " + std::to_string(i) +
+                                    " of the prompt (" + std::to_string(prompt[i]) +
+                                    ") must be at least 0 and below vocab_size (" +
+                                    std::to_string(vocab_size) + ")");
+    if (stop_strings.empty()) return;
+    if (!token_text) throw std::invalid_argument("Generator::add: stop_strings need token_text");
+    for (const std::string& stop : stop_strings)
+      if (stop.empty())
+        throw std::invalid_argument("Generator::add: a stop string must not be empty");
+  }
 };
 
 /// A sequence as it stands.

@@ -1,57 +1,14 @@
 // Model: a network that owns its weights and its working memory.
 #pragma once
 
-#include <dsv3/core/buffer.hpp>
 #include <dsv3/core/dry_run.hpp>
 #include <dsv3/core/recorded.hpp>
-#include <dsv3/nn/chunks.hpp>
-#include <dsv3/nn/initialize.hpp>
-#include <dsv3/nn/transformer.hpp>
-#include <set>
-#include <string_view>
+#include <dsv3/nn/losses.hpp>
+#include <dsv3/nn/model_weights.hpp>
 
 namespace dsv3 {
 
-/// How a new model is filled.
-struct ModelOptions {
-  std::uint64_t seed = 0;
-  double init_std = 0.006;  ///< of every matrix; norms start at 1, the gate's bias at 0 (spec 8)
-};
-
-/// The losses of a batch, in nats.
-struct Losses {
-  double loss = 0;               ///< mean of -log probability over the labels
-  std::vector<double> mtp_loss;  ///< of each depth, divided by the main model's label count
-  double balance = 0;            ///< sum over MoE layers with alpha = 1
-
-  /// Adds the weighted losses of another part of the same whole.
-  void add(const Losses& part, double token_weight, double sequence_weight) {
-    mtp_loss.resize(part.mtp_loss.size());
-    loss = fma(token_weight, part.loss, loss);
-    balance = fma(sequence_weight, part.balance, balance);
-    for (std::size_t k = 0; k < mtp_loss.size(); ++k)
-      mtp_loss[k] = fma(token_weight, part.mtp_loss[k], mtp_loss[k]);
-  }
-};
-
 namespace detail {
-// report += the losses of a pass: main, balance, then each MTP depth.
-template <class A>
-struct AddLossesRow {
-  View<const A, 1> loss, balance;
-  View<double, 1> report;
-
-  DSV3_HD void operator()(auto team, Index) const {
-    team.once([&] {
-      double sum = 0;
-      for (Index l = 0; l < balance.extent(0); ++l) sum += static_cast<double>(balance(l));
-      report(0) += static_cast<double>(loss(0));
-      report(1) += sum;
-      for (Index k = 1; k < loss.extent(0); ++k) report(1 + k) += static_cast<double>(loss(k));
-    });
-  }
-};
-
 // A policy that stops at the first value that is not finite copies to the host within a pass.
 template <class P>
 inline constexpr bool reads_back = [] {
@@ -83,7 +40,9 @@ constexpr bool valid_config(const ModelConfig& c) {
 /// Not safe for use from several threads at once: it owns the memory that a pass works in.
 /// Transformer, under it, is const and takes all memory as arguments.
 template <class P, class Backend, const ModelConfig& static_config = runtime_config>
-class Model {
+class Model : public ModelWeights<P, Backend> {
+  using Weights = ModelWeights<P, Backend>;
+
  public:
   using Precision = P;
   using A = typename P::accumulator;
@@ -103,78 +62,7 @@ class Model {
   Model(Backend& backend, const ModelConfig& config, const ModelOptions& options = {})
       : Model(backend, checked(config), options, nullptr) {}
 
-  const ModelConfig& config() const { return transformer_.config(); }
-  Backend& backend() const { return *backend_; }
   const Transformer<P>& transformer() const { return transformer_; }
-
-  /// The masters; the weights as operands of products; the gate's biases [MoE layers, E].
-  const ModelTensors<P, M>& masters() const { return masters_; }
-  const ModelTensors<P, const W>& operands() const { return operands_; }
-  View<A, 2> bias() const { return bias_; }
-
-  /// Calls f(checkpoint name, view) for every tensor of a checkpoint: masters in P::master with one
-  /// or two dimensions, and each gate's bias in P::accumulator. After writing to them call
-  /// refresh_operands().
-  void for_each_tensor(auto&& f) const {
-    dsv3::for_each_tensor<P>(f, masters_);
-    for_each_bias(f);
-  }
-
-  /// Calls f(checkpoint name, view [E]) for every gate's bias.
-  void for_each_bias(auto&& f) const { for_each_gate_bias(config(), bias_, f); }
-
-  /// Bytes of one set of tensors of U, as the model lays them out.
-  template <class U>
-  static Index tensor_bytes(const ModelConfig& config) {
-    Arena arena;
-    ModelTensors<P, U>::make(config, arena);
-    return arena.used();
-  }
-
-  /// Rounds the masters into the operands, where these are a copy.
-  void refresh_operands() {
-    if constexpr (!std::is_same_v<M, W>)
-      dsv3::for_each_tensor<P>(
-          [&](const std::string&, auto master, auto operand) { refresh_operand(master, operand); },
-          masters_, writable_operands_);
-  }
-
-  /// Rounds one master into its operand, where this is a copy.
-  template <int Rank>
-  void refresh_operand(const View<M, Rank>& master, const View<typename P::weight, Rank>& operand) {
-    for_each_row(
-        *backend_, chunks(master.size()),
-        detail::OperandRow<M, typename P::weight>{as_const(master.flat()), operand.flat()});
-  }
-  /// Quantises one master into its operand.
-  template <class C>
-  void refresh_operand(const View<M, 2>& master, const Quantized<C>& operand) {
-    quantize_weights(*backend_, as_const(master), operand, Projection<P>::rule(Route::dense));
-  }
-
-  /// Calls f(name, view [2, 1 + history]) for each history of delayed scaling, named after the
-  /// first weight that it belongs to; for none in other policies.
-  void for_each_history(auto&& f) const {
-    if constexpr (QuantizedPolicy<P>)
-      if constexpr (P::history > 0) {
-        std::set<const float*> seen;  // the experts of a layer share one
-        dsv3::for_each_tensor<P>(
-            [&](const std::string& name, auto operand) {
-              if constexpr (requires { operand.history; }) {
-                if (seen.insert(operand.history.data).second) f(name, operand.history);
-              }
-            },
-            writable_operands_);
-      }
-  }
-
-  /// Rows of kernels that walk a tensor chunk by chunk.
-  static Index chunks(Index elements) {
-    return (elements + detail::optimizer_chunk - 1) / detail::optimizer_chunk;
-  }
-
-  /// The operands as the optimizer writes them; empty views where masters serve.
-  const ModelTensors<P, W>& writable_operands() const { return writable_operands_; }
 
   /// Logits of every token, in nats, row by row: returns [B * T * vocab_size]; zeros at padding.
   std::vector<A> logits(const Batch& batch) { return logits(batch, 0); }
@@ -184,7 +72,7 @@ class Model {
   std::vector<A> mtp_logits(const Batch& batch, Index depth) {
     check_at_most("Model::mtp_logits", "least depth", 1, "depth", depth);
     check_at_most("Model::mtp_logits", "depth", depth, "num_nextn_predict_layers",
-                  config().num_nextn_predict_layers);
+                  this->config().num_nextn_predict_layers);
     return logits(batch, depth);
   }
 
@@ -193,12 +81,12 @@ class Model {
     require_labels("Model::log_probs", batch);
     std::vector<A> result(static_cast<std::size_t>(batch.tokens.size()));
     run(batch, [&](auto& backend, const auto& inputs, auto& pass, Arena& arena) {
-      transformer_.forward(backend, operands_, inputs, LossScale{}, Keep::nothing, true, nullptr,
-                           {}, pass, arena);
+      transformer_.forward(backend, this->operands(), inputs, LossScale{}, Keep::nothing, true,
+                           nullptr, {}, pass, arena);
       if (arena.counting()) return;
       const auto& nll = pass.levels[0].nll;
       std::vector<A> flat(static_cast<std::size_t>(nll.extent(0)));
-      copy_to_host(*backend_, flat.data(), nll.data, bytes_of(nll));
+      copy_to_host(this->backend(), flat.data(), nll.data, bytes_of(nll));
       for (std::size_t i = 0; i < flat.size(); ++i)
         result[static_cast<std::size_t>(layout_.source[i])] = -flat[i];
     });
@@ -212,7 +100,7 @@ class Model {
     require_labels("Model::losses", batch);
     Losses result;
     run(batch, [&](auto& backend, const auto& inputs, auto& pass, Arena& arena) {
-      transformer_.forward(backend, operands_, inputs, mean_of(layout_), Keep::nothing, true,
+      transformer_.forward(backend, this->operands(), inputs, mean_of(layout_), Keep::nothing, true,
                            nullptr, load, pass, arena, observer);
       if (!arena.counting()) add_losses(pass, result);
     });
@@ -237,12 +125,13 @@ class Model {
                                 const ModelTensors<P, M>& grads, View<double, 1> report,
                                 View<Index, 2> load = {}, bool recompute = false) {
     const char* caller = "Model::add_losses_and_gradients";
-    check_shape(caller, "report", report, 2 + config().num_nextn_predict_layers,
+    check_shape(caller, "report", report, 2 + this->config().num_nextn_predict_layers,
                 "losses and MTP depths");
-    differentiate(
-        caller, batch, scale, grads, load, recompute, NoObserver{}, report, [&](const Pass& pass) {
-          for_each_row(*backend_, 1, detail::AddLossesRow<A>{pass.loss, pass.balance, report});
-        });
+    differentiate(caller, batch, scale, grads, load, recompute, NoObserver{}, report,
+                  [&](const Pass& pass) {
+                    for_each_row(this->backend(), 1,
+                                 detail::AddLossesRow<A>{pass.loss, pass.balance, report});
+                  });
   }
 
   /// The averages of a batch that is a whole step: over its own labels and sequences.
@@ -258,7 +147,7 @@ class Model {
   void force_experts(std::vector<View<const std::int32_t, 2>> choices) {
     if (!choices.empty())
       check_equal("Model::force_experts", "choices", static_cast<Index>(choices.size()),
-                  "MoE layers", config().moe_layers());
+                  "MoE layers", this->config().moe_layers());
     forced_ = std::move(choices);
   }
 
@@ -281,44 +170,7 @@ class Model {
   }
 
   Model(Backend& backend, const ModelConfig& config, const ModelOptions& options, std::nullptr_t)
-      : backend_(&backend),
-        transformer_(config),
-        master_memory_(backend, tensor_bytes<M>(config)),
-        bias_memory_(backend, Arena::bytes<A>(config.moe_layers() * config.n_routed_experts)) {
-    Arena masters(master_memory_.data(), master_memory_.bytes());
-    masters_ = ModelTensors<P, M>::make(config, masters);
-    if constexpr (std::is_same_v<M, W>) {
-      Arena again(master_memory_.data(), master_memory_.bytes());
-      operands_ = ModelTensors<P, const W>::make(config, again);
-      Arena none;
-      writable_operands_ = ModelTensors<P, W>::make(config, none);
-    } else {
-      operand_memory_ = Buffer<Backend>(backend, tensor_bytes<W>(config));
-      fill_zero(backend, operand_memory_.data(), operand_memory_.bytes());  // histories start empty
-      Arena first(operand_memory_.data(), operand_memory_.bytes());
-      Arena again(operand_memory_.data(), operand_memory_.bytes());
-      writable_operands_ = ModelTensors<P, W>::make(config, first);
-      operands_ = ModelTensors<P, const W>::make(config, again);
-    }
-    bias_ = View<A, 2>(static_cast<A*>(bias_memory_.data()),
-                       {config.has_bias() ? config.moe_layers() : 0, config.n_routed_experts});
-    fill_zero(backend, bias_memory_.data(), bias_memory_.bytes());
-    initialize(options);
-    refresh_operands();
-  }
-
-  void initialize(const ModelOptions& options) {
-    dsv3::for_each_tensor<P>(
-        [&]<int Rank>(const std::string& name, View<M, Rank> weight) {
-          if constexpr (Rank == 1)
-            for_each_row(*backend_, 1, detail::ConstantRow<M>{M(1), weight});
-          else
-            for_each_row(*backend_, weight.extent(0),
-                         detail::NormalRow<M>{Philox(options.seed, hash_name(name)),
-                                              options.init_std, weight});
-        },
-        masters_);
-  }
+      : Weights(backend, config, options), transformer_(config) {}
 
   static void require_labels(const char* caller, const Batch& batch) {
     if (!batch.labels.data)
@@ -342,9 +194,9 @@ class Model {
     const Keep keep = recompute ? Keep::inputs : Keep::all;
     run(batch, [&](auto& backend, const auto& inputs, auto& pass, Arena& arena) {
       const auto work = [&] {
-        transformer_.forward(backend, operands_, inputs, scale, keep, true, &grads, load, pass,
-                             arena, observer);
-        transformer_.backward(backend, operands_, inputs, scale, keep, pass, grads, arena);
+        transformer_.forward(backend, this->operands(), inputs, scale, keep, true, &grads, load,
+                             pass, arena, observer);
+        transformer_.backward(backend, this->operands(), inputs, scale, keep, pass, grads, arena);
         if (!arena.counting()) after(pass);
       };
       if (report.data && !detail::reads_back<P> && !arena.counting())
@@ -370,8 +222,8 @@ class Model {
   void add_losses(const Pass& pass, Losses& result) {
     std::vector<A> loss(static_cast<std::size_t>(pass.loss.extent(0)));
     std::vector<A> balance(static_cast<std::size_t>(pass.balance.extent(0)));
-    copy_to_host(*backend_, loss.data(), pass.loss.data, bytes_of(pass.loss));
-    copy_to_host(*backend_, balance.data(), pass.balance.data, bytes_of(pass.balance));
+    copy_to_host(this->backend(), loss.data(), pass.loss.data, bytes_of(pass.loss));
+    copy_to_host(this->backend(), balance.data(), pass.balance.data, bytes_of(pass.balance));
     result.loss = static_cast<double>(loss[0]);
     result.mtp_loss.clear();
     for (std::size_t k = 1; k < loss.size(); ++k)
@@ -381,21 +233,21 @@ class Model {
   }
 
   std::vector<A> logits(const Batch& batch, Index level) {
-    const Index V = config().vocab_size;
+    const Index V = this->config().vocab_size;
     std::vector<A> result(static_cast<std::size_t>(batch.tokens.size() * V));
     run(batch, [&](auto& backend, const auto& inputs, auto& pass, Arena& arena) {
-      transformer_.forward(backend, operands_, inputs, LossScale{}, Keep::nothing, false, nullptr,
-                           {}, pass, arena);
+      transformer_.forward(backend, this->operands(), inputs, LossScale{}, Keep::nothing, false,
+                           nullptr, {}, pass, arena);
       const auto& h = pass.levels[static_cast<std::size_t>(level)].h;
-      const Index n = h.extent(0), most = Head<P>::chunk_tokens(V, logits_at_once(*backend_));
+      const Index n = h.extent(0), most = Head<P>::chunk_tokens(V, logits_at_once(this->backend()));
       const auto z = arena.take<A>({n < most ? n : most, V});
       for (Index first = 0; first < n && !arena.counting(); first += most) {
         const Index count = n - first < most ? n - first : most;
-        Head<P>{}.logits(*backend_, operands_.lm_head, as_const(h.rows(first, count)),
+        Head<P>{}.logits(this->backend(), this->operands().lm_head, as_const(h.rows(first, count)),
                          z.rows(0, count));
         for (Index i = 0; i < count; ++i)
-          copy_to_host(*backend_, result.data() + source_of(level, first + i) * V, z.data + i * V,
-                       V * static_cast<Index>(sizeof(A)));
+          copy_to_host(this->backend(), result.data() + source_of(level, first + i) * V,
+                       z.data + i * V, V * static_cast<Index>(sizeof(A)));
       }
     });
     return result;
@@ -411,17 +263,17 @@ class Model {
 
   // Lays the batch out, counts what the pass takes, and runs it in that much memory.
   void run(const Batch& batch, auto&& pass_of) {
-    layout_.assign(batch, config());
+    layout_.assign(batch, this->config());
     Arena counting;
-    DryRun<Backend> dry{*backend_};
+    DryRun<Backend> dry{this->backend()};
     pass_of(dry, make_inputs(dry, counting), pass_, counting);
     counted_ = counting.peak();
     if (arena_memory_.bytes() < counted_) {
       arena_memory_ = Buffer<Backend>();  // the old block goes before the new one comes
-      arena_memory_ = Buffer<Backend>(*backend_, counted_);
+      arena_memory_ = Buffer<Backend>(this->backend(), counted_);
     }
     Arena arena(arena_memory_.data(), arena_memory_.bytes());
-    pass_of(*backend_, make_inputs(*backend_, arena), pass_, arena);
+    pass_of(this->backend(), make_inputs(this->backend(), arena), pass_, arena);
     measured_ = arena.peak();
   }
 
@@ -433,24 +285,19 @@ class Model {
       inputs.levels.push_back(DeviceLevel::upload(backend, level, arena));
       for (const std::int32_t p : level.position) positions = p < positions ? positions : p + 1;
     }
-    const auto table = arena.take<A>({positions, 2, config().qk_rope_head_dim / 2});
+    const auto table = arena.take<A>({positions, 2, this->config().qk_rope_head_dim / 2});
     if (!arena.counting()) {
-      const auto values = rope_table<A>(config(), positions);
+      const auto values = rope_table<A>(this->config(), positions);
       copy_to_backend(backend, table.data, values.data(), bytes_of(table));
     }
     inputs.table = table;
-    inputs.bias = bias_;
+    inputs.bias = this->bias();
     inputs.forced = forced_;
     return inputs;
   }
 
-  Backend* backend_;
   Transformer<P> transformer_;
-  Buffer<Backend> master_memory_, operand_memory_, bias_memory_, arena_memory_;
-  ModelTensors<P, M> masters_;
-  ModelTensors<P, W> writable_operands_;
-  ModelTensors<P, const W> operands_;
-  View<A, 2> bias_;
+  Buffer<Backend> arena_memory_;
   std::vector<View<const std::int32_t, 2>> forced_;
   BatchLayout layout_;
   Pass pass_;

@@ -33,6 +33,35 @@ struct TrainOptions {
   std::vector<ParameterGroup> groups = {};
 };
 
+/// Throws std::invalid_argument naming the option, its value and its bound. M is the masters' type.
+template <class M>
+void validate(const TrainOptions& o) {
+  const auto require = [](const char* name, double value, bool holds, const char* must) {
+    if (!holds)
+      throw std::invalid_argument(std::string("TrainOptions: ") + name + " (" +
+                                  std::to_string(value) + ") must be " + must);
+  };
+  const auto rate = [&](const char* name, double value) {
+    require(name, value, value >= 0 && value < 1e9, "at least 0 and finite");
+  };
+  rate("peak_lr", o.peak_lr);
+  rate("weight_decay", o.weight_decay);
+  rate("mtp_lambda", o.mtp_lambda);
+  rate("balance_alpha", o.balance_alpha);
+  rate("bias_gamma", o.bias_gamma);
+  require("beta1", o.beta1, o.beta1 >= 0 && o.beta1 < 1, "in [0, 1)");
+  require("beta2", o.beta2, o.beta2 >= 0 && o.beta2 < 1, "in [0, 1)");
+  require("eps", o.eps, static_cast<M>(o.eps) > 0 && o.eps < 1e9,
+          "positive in P::master and finite");
+  require("ema_decay", o.ema_decay, o.ema_decay >= 0 && o.ema_decay < 1, "in [0, 1)");
+  require("clip_norm", o.clip_norm, o.clip_norm > 0, "positive");
+  for (const ParameterGroup& group : o.groups) {
+    rate("lr_factor", group.lr_factor);
+    if (group.weight_decay) rate("weight_decay of a group", *group.weight_decay);
+  }
+  if (o.schedule) validate(*o.schedule);
+}
+
 /// Counters of a run: all that a schedule depends on.
 struct Progress {
   Index step = 0;     ///< steps taken, skipped ones too

@@ -3,9 +3,8 @@
 
 #include <chrono>
 #include <cstring>
-#include <dsv3/core/fused_rows.hpp>
 #include <dsv3/nn/model.hpp>
-#include <dsv3/train/adamw.hpp>
+#include <dsv3/train/adamw_tensor.hpp>
 #include <dsv3/train/gate_bias.hpp>
 #include <dsv3/train/options.hpp>
 #include <dsv3/train/schedule.hpp>
@@ -32,7 +31,7 @@ class Trainer {
 
   explicit Trainer(Model& model, const TrainOptions& options = {})
       : model_(&model),
-        options_(checked(options)),
+        options_((validate<M>(options), options)),
         gradient_memory_(backend(), Model::template tensor_bytes<M>(model.config())),
         moment_memory_(backend(), Model::template tensor_bytes<Moment>(model.config()) +
                                       Model::template tensor_bytes<SecondMoment>(model.config())) {
@@ -220,33 +219,6 @@ class Trainer {
 
   Backend& backend() const { return model_->backend(); }
 
-  static const TrainOptions& checked(const TrainOptions& o) {
-    const auto require = [](const char* name, double value, bool holds, const char* must) {
-      if (!holds)
-        throw std::invalid_argument(std::string("TrainOptions: ") + name + " (" +
-                                    std::to_string(value) + ") must be " + must);
-    };
-    const auto rate = [&](const char* name, double value) {
-      require(name, value, value >= 0 && value < 1e9, "at least 0 and finite");
-    };
-    rate("peak_lr", o.peak_lr);
-    rate("weight_decay", o.weight_decay);
-    rate("mtp_lambda", o.mtp_lambda);
-    rate("balance_alpha", o.balance_alpha);
-    rate("bias_gamma", o.bias_gamma);
-    require("beta1", o.beta1, o.beta1 >= 0 && o.beta1 < 1, "in [0, 1)");
-    require("beta2", o.beta2, o.beta2 >= 0 && o.beta2 < 1, "in [0, 1)");
-    require("eps", o.eps, M(o.eps) > 0 && o.eps < 1e9, "positive in P::master and finite");
-    require("ema_decay", o.ema_decay, o.ema_decay >= 0 && o.ema_decay < 1, "in [0, 1)");
-    require("clip_norm", o.clip_norm, o.clip_norm > 0, "positive");
-    for (const ParameterGroup& group : o.groups) {
-      rate("lr_factor", group.lr_factor);
-      if (group.weight_decay) rate("weight_decay of a group", *group.weight_decay);
-    }
-    if (o.schedule) validate(*o.schedule);
-    return o;
-  }
-
   // Which group each tensor belongs to, and where its partial sums of squares start.
   void resolve_groups() {
     std::vector<bool> used(options_.groups.size());
@@ -316,7 +288,7 @@ class Trainer {
           if (group.frozen) return;
           rule.lr = lr * group.lr_factor;
           rule.weight_decay = group.weight_decay;
-          step_tensor(rule, weight, gradient, m, v, operand);
+          detail::adamw_tensor<P>(backend(), rule, norm_, weight, gradient, m, v, operand);
         },
         model_->masters(), gradients_, m_, v_, model_->writable_operands());
   }
@@ -330,50 +302,6 @@ class Trainer {
                                              average.flat()});
         },
         model_->masters(), averages_);
-  }
-
-  // Moments of codes: rows of matrices, a vector being one row; codes of weights follow.
-  template <int Rank, class CM, class CV, class Operand>
-  void step_tensor(const AdamW& rule, const View<M, Rank>& weight, const View<M, Rank>& gradient,
-                   const MomentView<CM, Rank>& m, const MomentView<CV, Rank>& v,
-                   const Operand& operand) {
-    const auto matrix = [](const auto& view) {
-      using T = std::remove_pointer_t<decltype(view.data)>;
-      if constexpr (Rank == 1)
-        return View<T, 2>(view.data, {1, view.extent(0)});
-      else
-        return view;
-    };
-    View<typename P::weight, 2> plain;
-    constexpr bool codes = requires { operand.scales; };
-    if constexpr (!codes) plain = matrix(operand);
-    for_each_row(backend(), matrix(weight).extent(0),
-                 detail::AdamWQuantizedMomentsRow<M, CM, CV, typename P::weight>{
-                     rule, norm_, matrix(weight), as_const(matrix(gradient)),
-                     MomentView<CM, 2>{matrix(m.codes), matrix(m.scales)},
-                     MomentView<CV, 2>{matrix(v.codes), matrix(v.scales)}, plain});
-    if constexpr (codes)
-      quantize_weights(backend(), as_const(weight), operand, Projection<P>::rule(Route::dense));
-  }
-  template <int Rank>
-  void step_tensor(const AdamW& rule, const View<M, Rank>& weight, const View<M, Rank>& gradient,
-                   const View<Moment, Rank>& m, const View<SecondMoment, Rank>& v,
-                   const View<typename P::weight, Rank>& operand) {
-    for_each_row(backend(), Model::chunks(weight.size()),
-                 detail::AdamWRow<M, Moment, typename P::weight>{
-                     rule, norm_, weight.flat(), as_const(gradient.flat()), m.flat(), v.flat(),
-                     operand.flat()});
-  }
-  template <class C>
-  void step_tensor(const AdamW& rule, const View<M, 2>& weight, const View<M, 2>& gradient,
-                   const View<Moment, 2>& m, const View<SecondMoment, 2>& v,
-                   const Quantized<C>& operand) {
-    const Index blocks = groups_of(operand.extent(0), operand.group_rows) *
-                         groups_of(operand.extent(1), operand.group_columns);
-    for_each_row_fused(
-        backend(), blocks,
-        detail::AdamWBlock<M, Moment, C>{rule, norm_, weight, as_const(gradient), m, v, operand,
-                                         Projection<P>::rule(Route::dense)});
   }
 
   void update_bias() {
