@@ -106,7 +106,7 @@ __device__ __forceinline__ void attention_product(float (&c)[columns][4],
   for (int n = 0; n < columns; ++n)
 #pragma unroll
     for (int e = 0; e < 4; ++e) c[n][e] = 0;
-#pragma unroll
+#pragma unroll 4  // after as many the swizzle repeats; unrolled as a whole, registers spill
   for (int d = 0; d < width / 16; ++d) {
     std::uint32_t a[4];
     left.left(a, 0, 2 * d);

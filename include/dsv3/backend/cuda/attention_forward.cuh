@@ -74,7 +74,7 @@ struct AttentionForwardWarp {
       for (int n = 0; n < columns; ++n)
 #pragma unroll
         for (int e = 0; e < 4; ++e) s[m][n][e] = 0;
-#pragma unroll
+#pragma unroll 4  // after as many the swizzle repeats; unrolled as a whole, registers spill
     for (int d = 0; d < qk / 16; ++d) {
       std::uint32_t a[blocks][4];
 #pragma unroll

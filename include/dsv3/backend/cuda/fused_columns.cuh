@@ -37,7 +37,12 @@ struct FusedSource<View<const bf16, 2>> {
 
 template <class C>
 struct FusedCodes {
-  static constexpr int across = 16, blocks = 3;
+  static constexpr int across = 16;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 890  // encodes by integers, which take registers
+  static constexpr int blocks = 2;
+#else
+  static constexpr int blocks = 3;
+#endif
   struct Piece {
     uint2 codes = {0, 0};
     float scale = 0;
