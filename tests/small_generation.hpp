@@ -22,7 +22,7 @@ std::vector<dsv3::GenerationResult> generate(Backend& backend) {
       request.prompt.push_back(static_cast<std::int32_t>((t * t + i) % 53));
     request.max_tokens = 8;
     request.ignore_eos = true;
-    request.sampling = {.temperature = 1, .seed = i};
+    request.sampling = {.repetition_penalty = i == 1 ? 1.3 : 1.0, .temperature = 1, .seed = i};
     generator.add(request);
   }
   generator.run();

@@ -16,6 +16,7 @@
 #include <dsv3/core/buffer.hpp>
 #include <dsv3/core/philox.hpp>
 #include <limits>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -49,6 +50,7 @@ struct Desk {
   dsv3::Buffer<Backend> memory;
   dsv3::Arena arena;
   std::uint64_t stream = 0;
+  std::map<const void*, Index> apart;  // elements between rows of what empty() gave
 
   explicit Desk(Backend& b, Index bytes = Index{3} << 20)
       : backend(b), memory(b, bytes), arena(memory.data(), bytes) {
@@ -67,6 +69,7 @@ struct Desk {
     size += view.size();
     view.data = arena.take<T>({size}).data + gap;
     view.extents[Rank - 1] = shape[Rank - 1];
+    if (gap > 0) apart[view.data] = gap;
     return view;
   }
 
@@ -107,20 +110,24 @@ struct Desk {
     return view;
   }
 
-  /// What a tensor holds. What lies between its rows must be as empty() left it.
+  /// What a tensor holds. What lies between its rows, and behind the last where rows lie apart,
+  /// must be as empty() left it.
   template <class T, int Rank>
   Values read(std::string name, const View<T, Rank>& view) {
     using Element = std::remove_const_t<T>;
     Values values{std::move(name), {}};
     const Index width = view.extent(Rank - 1), rows = width ? view.size() / width : 0;
-    const Index apart = Rank == 1 ? width : view.strides[Rank < 2 ? 0 : Rank - 2];
-    std::vector<Element> host(static_cast<std::size_t>(rows ? (rows - 1) * apart + width : 0));
+    const Index step = Rank == 1 ? width : view.strides[Rank < 2 ? 0 : Rank - 2];
+    const auto gap = apart.find(view.data);
+    const Index behind = gap == apart.end() ? 0 : gap->second;
+    std::vector<Element> host(
+        static_cast<std::size_t>(rows ? (rows - 1) * step + width + behind : 0));
     copy_to_host(backend, host.data(), view.data,
                  static_cast<Index>(host.size() * sizeof(Element)));
     std::size_t touched = 0;
     for (std::size_t i = 0; i < host.size(); ++i) {
       const Element& x = host[i];
-      if (static_cast<Index>(i) % apart < width) {
+      if (static_cast<Index>(i) % (step + (step == width ? behind : 0)) < width) {
         if constexpr (std::is_integral_v<Element>)
           values.of.push_back(static_cast<double>(x));
         else

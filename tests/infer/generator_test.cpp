@@ -201,6 +201,24 @@ TEST_CASE("A request that was cancelled ends where it stands, and gives its bloc
   CHECK(generator.cache().free_blocks() == generator.cache().blocks());
 }
 
+TEST_CASE("A request may be cancelled by its neighbour's callback in the round that both run in") {
+  Cpu cpu(1);
+  Fixture<Fp32, Cpu> f(cpu, config(1));
+  for (const Index speculate : {0, 1}) {
+    Generator generator(f.model, {.max_sequences = 2, .max_tokens = 64, .speculate = speculate});
+    GenerationRequest first = request({1}, 6);
+    first.on_token = [&](const GeneratedToken& token) {
+      if (generator.result(token.request).tokens.size() == 3) generator.cancel(1);
+    };
+    const Index a = generator.add(first), b = generator.add(request({2}, 6));
+    generator.run();
+    CHECK(generator.result(a).tokens.size() == 6);
+    CHECK(generator.result(b).finish == Finish::cancelled);
+    CHECK(generator.result(b).tokens.size() < 6);
+    CHECK(generator.cache().free_blocks() == generator.cache().blocks());
+  }
+}
+
 TEST_CASE("Requests wait for blocks, and none is left waiting") {
   Cpu cpu(1);
   Fixture<Fp32, Cpu> f(cpu, config());

@@ -51,7 +51,7 @@ void check_alike(const std::vector<float>& logits, const SamplingOptions& option
   // Sums of numbers up to 1 in another order.
   CHECK(std::abs(a.log_probability - b.log_probability) <=
         1e-15 * static_cast<double>(a.p.size()) + 1e-15);
-  if (options.temperature == 0) return;
+  if (options.temperature < 1e-30) return;  // greedy: the kernel leaves no distribution
   double worst = 0;
   for (std::size_t i = 0; i < a.p.size(); ++i) {
     CHECK((a.p[i] == 0) == (b.p[i] == 0));
@@ -119,6 +119,12 @@ TEST_CASE("SampleRow draws no token without probability, whatever the number") {
     const auto s = by_row({-900, 1, -900, 1, -900}, {.temperature = 0.5}, u, {});
     CHECK((s.token == 1 || s.token == 3));
   }
+}
+
+TEST_CASE("A temperature under which the largest logit overflows is greedy") {
+  const double tiny = std::numeric_limits<float>::min();
+  check_alike({10, 30, 20, 30}, {.temperature = tiny}, 0.9);
+  CHECK(by_row({10, 30, 20, 30}, {.temperature = tiny, .top_k = 2}, 0.9, {}).token == 1);
 }
 
 TEST_CASE("SampleRow refuses logits that are no numbers, in Sampler's words") {

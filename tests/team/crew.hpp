@@ -5,6 +5,7 @@
 #include <barrier>
 #include <cstring>
 #include <dsv3/backend/cpu.hpp>
+#include <dsv3/infer/sample_row.hpp>
 #include <limits>
 #include <thread>
 #include <vector>
@@ -108,6 +109,12 @@ void for_each_row(Crew&, Index rows, Body body) {
       }
     });
   for (auto& thread : threads) thread.join();
+}
+
+/// Tokens are chosen where the logits are.
+template <class A>
+void fused_rows(Crew& crew, Index rows, const dsv3::detail::SampleRow<A>& row) {
+  for_each_row(crew, rows, row);
 }
 
 template <class... Args>

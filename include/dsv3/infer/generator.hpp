@@ -124,6 +124,12 @@ class Generator {
     return *sequences_[static_cast<std::size_t>(id)];
   }
 
+  // Not so where on_token of a neighbour has just cancelled or taken it.
+  bool is_running(Index id) const {
+    const auto& s = sequences_[static_cast<std::size_t>(id)];
+    return s && s->result.finish == Finish::running;
+  }
+
   Model& model() const { return decoder_.model(); }
 
   // Lets requests in, in their order, while there are places, and blocks for all that they may ask.
@@ -203,7 +209,7 @@ class Generator {
     }
     const auto output = decoder_.forward(parts, AttentionForm::absorbed);
     if (drafter_) drafter_->keep(parts, starts, output);
-    if (rows.size() == ids.size()) {  // nothing was drafted
+    if (!drafter_) {
       statistics_.passes += static_cast<Index>(ids.size());
       statistics_.tokens += static_cast<Index>(ids.size());
       sample(ids, output.h, rows);
@@ -212,8 +218,10 @@ class Generator {
     const auto logits = decoder_.logits(output.h, rows);
     std::size_t first = 0;
     for (std::size_t i = 0; i < ids.size(); ++i) {
-      ++statistics_.passes;
-      verify(ids[i], drafts[i], logits, first);
+      if (is_running(ids[i])) {
+        ++statistics_.passes;
+        verify(ids[i], drafts[i], logits, first);
+      }
       first += static_cast<std::size_t>(parts[i].count());
     }
   }
@@ -290,7 +298,8 @@ class Generator {
       draws.push_back({&s.request.sampling, &s.tokens, random(s, "token")});
     }
     const auto choices = next_tokens_(h, rows, draws);
-    for (std::size_t i = 0; i < ids.size(); ++i) append(ids[i], choices[i]);
+    for (std::size_t i = 0; i < ids.size(); ++i)
+      if (is_running(ids[i])) append(ids[i], choices[i]);
   }
   void sample(Index id, const A* logits) {
     Running& s = at(id);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <dsv3/infer/decoder.hpp>
 #include <dsv3/infer/sample_row.hpp>
 
@@ -21,6 +22,7 @@ class NextTokens {
  public:
   using T = typename D::T;
   using A = typename D::A;
+  using P = typename D::P;
 
   explicit NextTokens(D& decoder) : decoder_(&decoder) {}
 
@@ -63,14 +65,18 @@ class NextTokens {
 
   std::vector<Choice> on_backend(View<const T, 2> h, const std::vector<std::int32_t>& rows,
                                  const std::vector<Draw>& draws) {
-    constexpr Index most = 64;  // rows: their probabilities take 8 vocab_size bytes each
+    constexpr Index at_once = 64;  // rows whose probabilities are held: 8 vocab_size bytes each
+    const Index most = Head<P>::chunk_tokens(vocab(), logits_at_once(backend()));
     std::vector<std::int32_t> seen;
     const std::vector<detail::SampleRule> rules = rules_of(draws, seen);
+    // The memory that decoding works in grows seldom, and recorded passes go when it does.
+    if (!seen.empty()) seen.resize(std::bit_ceil(seen.size()));
     std::vector<detail::SampledRow> sampled(rows.size());
     const auto take = [&](Arena& arena, Index each) {
-      return std::tuple(
-          arena.take<detail::SampleRule>({each}), PassLayout::upload(backend(), seen, arena),
-          arena.take<double>({each, vocab()}), arena.take<detail::SampledRow>({each}));
+      return std::tuple(arena.take<detail::SampleRule>({each}),
+                        PassLayout::upload(backend(), seen, arena),
+                        arena.take<double>({each < at_once ? each : at_once, vocab()}),
+                        arena.take<detail::SampledRow>({each}));
     };
     decoder_->for_each_logits(
         h, rows, most, take, [&](Index first, View<A, 2> logits, const auto& taken) {
@@ -78,7 +84,12 @@ class NextTokens {
           const Index count = logits.extent(0);
           copy_to_backend(backend(), rule.data, rules.data() + first,
                           count * static_cast<Index>(sizeof(detail::SampleRule)));
-          fused_rows(backend(), count, detail::SampleRow<A>{logits, rule, tokens, p, chosen});
+          for (Index i = 0; i < count; i += at_once) {
+            const Index n = count - i < at_once ? count - i : at_once;
+            fused_rows(backend(), n,
+                       detail::SampleRow<A>{logits.rows(i, n), rule.rows(i, n), tokens,
+                                            p.rows(0, n), chosen.rows(i, n)});
+          }
           copy_to_host(backend(), sampled.data() + first, chosen.data,
                        count * static_cast<Index>(sizeof(detail::SampledRow)));
         });

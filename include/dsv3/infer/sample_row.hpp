@@ -68,8 +68,10 @@ struct SampleRow {
     }
     const double most = team.max(V, logit);
     const double total = team.sum(V, [&](Index j) { return exp(logit(j) - most); });
-    if (rule.temperature != 0) distribution(team, t, rule, largest);
-    const Index token = rule.temperature == 0 ? best : draw(team, t, rule.u);
+    const double top = scaled(largest, rule);
+    const bool greedy = rule.temperature == 0 || !(top - top == 0);
+    if (!greedy) distribution(team, t, rule, top);
+    const Index token = greedy ? best : draw(team, t, rule.u);
     team.once([&] {
       chosen(t) = {logit(token) - most - log(total), largest, static_cast<std::int32_t>(token), -1};
     });
@@ -80,14 +82,13 @@ struct SampleRow {
     return static_cast<double>(__builtin_bit_cast(float, 0x7F800000));
   }
 
-  DSV3_HD void distribution(auto team, Index t, const SampleRule& rule, double largest) const {
+  DSV3_HD static double scaled(double x, const SampleRule& rule) {
+    return static_cast<double>(static_cast<float>(x) / static_cast<float>(rule.temperature));
+  }
+
+  DSV3_HD void distribution(auto team, Index t, const SampleRule& rule, double top) const {
     const Index V = p.extent(1);
-    const auto temperature = static_cast<float>(rule.temperature);
-    const auto scaled = [&](double x) {
-      return static_cast<double>(static_cast<float>(x) / temperature);
-    };
-    const double top = scaled(largest);
-    team.each(V, [&](Index j) { p(t, j) = exp(scaled(p(t, j)) - top); });
+    team.each(V, [&](Index j) { p(t, j) = exp(scaled(p(t, j), rule) - top); });
     normalise(team, t);
     if (rule.top_k > 0 && rule.top_k < V) {
       const auto at_least = [&](double least) {
@@ -109,7 +110,7 @@ struct SampleRow {
         const double least = threshold(team, t, rule.top_p, at_least);
         const double above = team.sum(V, [&](Index j) { return p(t, j) > least ? p(t, j) : 0.0; });
         const double missing = (rule.top_p - above) / least;  // of `least`
-        const auto whole = static_cast<Index>(missing);
+        const Index whole = missing < static_cast<double>(V) ? static_cast<Index>(missing) : V;
         keep(team, t, least, whole + (static_cast<double>(whole) < missing ? 1 : 0));
         normalise(team, t);
       }

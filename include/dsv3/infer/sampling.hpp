@@ -15,7 +15,8 @@ namespace dsv3 {
 struct SamplingOptions {
   double repetition_penalty = 1;  ///< of logits of tokens seen before: divides positive ones,
                                   ///< multiplies negative ones (arXiv:1909.05858)
-  double temperature = 0;         ///< divides logits; 0: greedy, the rest does not matter
+  double temperature = 0;         ///< divides logits; 0, or so little that the largest overflows:
+                                  ///< greedy, the rest does not matter
   Index top_k = 0;                ///< keeps the k most probable tokens; 0: all
   double top_p = 1;               ///< keeps the fewest tokens that together reach p
   double min_p = 0;               ///< keeps tokens of at least min_p times the largest probability
@@ -66,16 +67,12 @@ class Sampler {
     const auto nan = std::find_if(probabilities.begin(), probabilities.end(),
                                   [](double logit) { return std::isnan(logit); });
     require_finite(nan == probabilities.end() ? -1 : nan - probabilities.begin(), *best);
-    if (options.temperature == 0) {
-      const auto at = best - probabilities.begin();
-      std::fill(probabilities.begin(), probabilities.end(), 0.0);
-      probabilities[static_cast<std::size_t>(at)] = 1;
-      return;
-    }
+    if (options.temperature == 0) return keep_only(best - probabilities.begin(), probabilities);
     const auto scaled = [t = static_cast<float>(options.temperature)](double logit) {
       return static_cast<double>(static_cast<float>(logit) / t);
     };
     const double largest = scaled(*best);
+    if (!std::isfinite(largest)) return keep_only(best - probabilities.begin(), probabilities);
     for (double& p : probabilities) p = std::exp(scaled(p) - largest);
     normalise(probabilities);
     if ((options.top_k > 0 && options.top_k < vocab) || options.top_p < 1)
@@ -124,6 +121,11 @@ class Sampler {
   }
 
  private:
+  static void keep_only(Index token, std::vector<double>& probabilities) {
+    std::fill(probabilities.begin(), probabilities.end(), 0.0);
+    probabilities[static_cast<std::size_t>(token)] = 1;
+  }
+
   static void penalise(double penalty, const std::vector<std::int32_t>& history,
                        std::vector<double>& logits) {
     std::vector<bool> seen(logits.size());

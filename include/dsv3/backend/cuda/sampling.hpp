@@ -10,7 +10,8 @@ struct SampleRow;  // infer/ defines it
 }
 
 /// Fused form of choosing each row's token: a block of more threads than other row kernels have,
-/// because rows are few and as long as the vocabulary.
+/// because rows are few and as long as the vocabulary. Its sums run in another fixed order than
+/// those of for_each_row.
 ///
 /// Types    float or double.
 template <class A>
