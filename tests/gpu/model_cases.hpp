@@ -61,7 +61,9 @@ std::vector<double> losses(Backend& backend, int steps) {
 }
 
 /// Fifty steps on both: the means of all losses agree, and both have learned. Rounding that goes
-/// the other way takes a run apart, so that single late losses say little.
+/// the other way takes a run apart, so that single late losses say little: on Cpu, in bf16, noise
+/// of 1e-7 on each product moves the mean of all by up to 0.3 % and that of the last ten by up to 4
+/// %.
 template <class P>
 void check_parity(double tolerance) {
   if (!available()) return;
