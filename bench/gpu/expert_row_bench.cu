@@ -148,9 +148,7 @@ void swiglu_bf16(Run& run) {
   run.torch("swiglu 32768 2048", 1);
   const auto a = random<bf16>(run, {pairs, width}, 1), b = random<bf16>(run, {pairs, width}, 2);
   const auto h = run.take<bf16>({pairs, width});
-  const auto swiglu = [&](Index) {
-    dsv3::detail::swiglu_forward<bf16>(run.cuda, a, b, h);
-  };
+  const auto swiglu = [&](Index) { dsv3::detail::swiglu_forward<bf16>(run.cuda, a, b, h); };
   swiglu(0);
   check_output(run, "h", h);
   run.measure(swiglu);

@@ -5,8 +5,8 @@
 #include "conformance_subjects.hpp"
 
 TEST_CASE("Fp8: training on a GPU agrees with Cpu") {
-  // Codes the other way, which differ by up to 2^-3. On Cpu, noise of the size of Hopper's errors on
-  // each product of codes moves losses by up to 0.05 and norms by 0.06 to 0.17.
+  // Codes the other way, which differ by up to 2^-3. On Cpu, noise of the size of Hopper's errors
+  // on each product of codes moves losses by up to 0.05 and norms by 0.06 to 0.17.
   gpu::check_training<dsv3::Fp8>(1e-1, 0.25);
 }
 
