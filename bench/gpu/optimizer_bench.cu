@@ -16,14 +16,16 @@ struct State {
   View<float, 2> weight, gradient;
   View<Moment, 2> m, v;
   View<double, 1> norm;
-  dsv3::AdamW rule{.lr = 1e-4, .correction1 = 0.5, .correction2 = 0.5};
+  View<const dsv3::AdamW, 1> rule;
 
   explicit State(Run& run)
       : weight(random<float>(run, {rows, columns}, 1, 0.02f)),
         gradient(random<float>(run, {rows, columns}, 2, 1e-3f)),
         m(random<Moment>(run, {rows, columns}, 3, 1e-4f)),
         v(random<Moment>(run, {rows, columns}, 4, 1e-8f, 1e-6f)),
-        norm(run.upload(std::vector<double>{1, 1})) {}
+        norm(run.upload(std::vector<double>{1, 1})),
+        rule(run.upload(
+            std::vector<dsv3::AdamW>{{.lr = 1e-4, .correction1 = 0.5, .correction2 = 0.5}})) {}
 };
 
 void plain_case(Run& run) {

@@ -217,7 +217,8 @@ template <class Subjects, class Moment>
 void adamw_agrees() {
   conform_exactly<Subjects>([](auto& desk) -> Results {
     const Index rows = 150, columns = 200;
-    const dsv3::AdamW rule{.lr = 1e-2, .correction1 = 0.1, .correction2 = 0.05};
+    const auto rule = desk.put(
+        std::vector<dsv3::AdamW>{{.lr = 1e-2, .correction1 = 0.1, .correction2 = 0.05}}, {1});
     const auto norm = desk.put(std::vector<double>{3, 0.25}, {2});
     const auto gradient = desk.template random<float>({rows, columns});
     Results results;

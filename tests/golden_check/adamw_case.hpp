@@ -22,11 +22,12 @@ void check_adamw(const std::string& folder, Backend& backend, Counts& counts) {
     judge.input("p" + tensor + ".before");
     const Array before = judge.expected("p" + tensor + ".before");
     const auto n = static_cast<Index>(before.values.size());
-    dsv3::Buffer<Backend> memory(backend, 4 * dsv3::Arena::bytes<M>(n) + 64);
+    dsv3::Buffer<Backend> memory(backend, 4 * dsv3::Arena::bytes<M>(n) + 128);
     dsv3::Arena arena(memory.data(), memory.bytes());
     const auto weight = arena.take<M>({n}), gradient = arena.take<M>({n});
     const auto m = arena.take<typename P::moment>({n}), v = arena.take<typename P::moment>({n});
     const auto norm = arena.take<double>({2});
+    const auto rule_of_step = arena.take<dsv3::AdamW>({1});
     fill_zero(backend, memory.data(), memory.bytes());
     const auto upload = [&](const Array& array, auto view) {
       const std::vector<M> host(array.values.begin(), array.values.end());
@@ -42,10 +43,11 @@ void check_adamw(const std::string& folder, Backend& backend, Counts& counts) {
       upload(judge.expected(name), gradient);
       rule.correction1 = 1 - std::pow(rule.beta1, step + 1);
       rule.correction2 = 1 - std::pow(rule.beta2, step + 1);
+      copy_to_backend(backend, rule_of_step.data, &rule, sizeof rule);
       const Index chunks = (n + dsv3::detail::optimizer_chunk - 1) / dsv3::detail::optimizer_chunk;
       for_each_row(backend, chunks,
                    dsv3::detail::AdamWRow<M, typename P::moment, M>{
-                       rule, norm, weight, dsv3::as_const(gradient), m, v, {}});
+                       rule_of_step, norm, weight, dsv3::as_const(gradient), m, v, {}});
     }
     std::vector<M> after(before.values.size());
     copy_to_host(backend, after.data(), weight.data, n * Index{sizeof(M)});

@@ -307,6 +307,9 @@ void compare_adamw(Cuda& cuda) {
         const std::vector<double> norm = {1.0, special == 2 ? 0.0 : 0.7};
         const auto gradient = memory.copy(gradients, m, n, stride);
         const View<const double, 1> clip(memory.copy(norm, 1, 2, 2).data, {2});
+        dsv3::AdamW rule{.correction1 = 0.19, .correction2 = 0.0975};
+        if (special == 1) rule.lr = 1e-36;
+        const auto rules = memory.copy(std::vector<dsv3::AdamW>{rule}, 1, 1, 1);
         const Index down = dsv3::groups_of(m, 128), across = dsv3::groups_of(n, 128);
         struct State {
           View<float, 2> weight;
@@ -322,11 +325,8 @@ void compare_adamw(Cuda& cuda) {
         };
         const State ours = make(), theirs = make();
         const auto block = [&](const State& s) {
-          dsv3::AdamW rule;
-          rule.correction1 = 0.19, rule.correction2 = 0.0975;
-          if (special == 1) rule.lr = 1e-36;
           return dsv3::detail::AdamWBlock<float, Moment, C>{
-              rule,
+              {rules.data, {1}},
               clip,
               s.weight,
               as_const(gradient),

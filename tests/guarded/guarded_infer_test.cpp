@@ -19,6 +19,7 @@ void compare() {
     CHECK(results[i].tokens == expected[i].tokens);
     CHECK(results[i].log_probabilities == expected[i].log_probabilities);
   }
+  CHECK(backend.repeated() > 0);
 }
 
 }  // namespace

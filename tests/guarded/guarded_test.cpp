@@ -98,3 +98,41 @@ TEST_CASE("three training steps on Guarded have the bits of Cpu") {
   CHECK(small::train<Bf16>(guarded) == small::train<Bf16>(cpu));
   CHECK(small::train<Fp8>(guarded) == small::train<Fp8>(cpu));
 }
+
+namespace {
+
+// Losses and gradient norms of seven steps, each of two micro-batches with tokens of its own; from
+// the fifth step on lambda and gamma are others.
+std::vector<double> changing_steps(auto& backend) {
+  Model<Fp32, std::remove_reference_t<decltype(backend)>> model(backend, small::config(),
+                                                                {.seed = 3, .init_std = 0.1});
+  TrainOptions options;
+  options.schedule = Schedule{}.scaled(7 * 68, 1e-2, 2);
+  options.schedule->mtp_lambda_until = options.schedule->bias_until = 4 * 68;
+  options.ema_decay = 0.75;
+  options.groups = {{.pattern = "layernorm", .weight_decay = 0.0},
+                    {.pattern = "lm_head", .lr_factor = 0.5}};
+  Trainer trainer(model, options);
+  std::vector<double> figures;
+  for (Index step = 0; step < 7; ++step) {
+    std::vector<std::int32_t> tokens(4 * 18);
+    for (std::size_t i = 0; i < tokens.size(); ++i)
+      tokens[i] = static_cast<std::int32_t>((i * i + 7 * static_cast<std::size_t>(step)) % 53);
+    const Batch halves[] = {next_token_batch(View<const std::int32_t, 2>(tokens.data(), {2, 18})),
+                            next_token_batch(View<const std::int32_t, 2>(&tokens[36], {2, 18}))};
+    const auto report = trainer.step(halves);
+    figures.insert(figures.end(), {report.loss, report.grad_norm, report.max_violation});
+  }
+  return figures;
+}
+
+}  // namespace
+
+TEST_CASE("recorded steps take new tokens and learning rates, and go on when lambda changes") {
+  Cpu cpu(1);
+  Guarded guarded;
+  CHECK(changing_steps(guarded) == changing_steps(cpu));
+  // The first two passes with a lambda and the first two updates with a gamma run as they are asked
+  // for, the second of them being recorded.
+  CHECK(guarded.repeated() == (8 - 2) + (6 - 2) + (4 - 2) + (3 - 2));
+}

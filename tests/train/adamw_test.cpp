@@ -43,7 +43,7 @@ TEST_CASE("The first step of AdamW moves each weight by the learning rate") {
   const AdamW rule = at_step({.lr = 0.25, .eps = 1e-12, .weight_decay = 0}, 1);
   for_each_row(backend, 1,
                detail::AdamWRow<double, double, double>{
-                   rule, {norm, {2}}, {w, {3}}, {g, {3}}, {m, {3}}, {v, {3}}, {}});
+                   {&rule, {1}}, {norm, {2}}, {w, {3}}, {g, {3}}, {m, {3}}, {v, {3}}, {}});
   CHECK(w[0] == doctest::Approx(0.75).epsilon(1e-9));
   CHECK(w[1] == doctest::Approx(1.25).epsilon(1e-8));
   CHECK(w[2] == 1.0);
@@ -58,7 +58,7 @@ TEST_CASE("Weight decay is decoupled: it does not pass through the moments") {
   const AdamW rule = at_step({.lr = 0.5, .weight_decay = 0.1}, 1);
   for_each_row(backend, 1,
                detail::AdamWRow<double, double, double>{
-                   rule, {norm, {2}}, {w, {1}}, {g, {1}}, {m, {1}}, {v, {1}}, {}});
+                   {&rule, {1}}, {norm, {2}}, {w, {1}}, {g, {1}}, {m, {1}}, {v, {1}}, {}});
   CHECK(w[0] == doctest::Approx(1.9).epsilon(1e-15));  // 2 - 0.5 * 0.1 * 2
   CHECK(m[0] == 0.0);
 }
@@ -76,9 +76,10 @@ TEST_CASE_TEMPLATE("AdamW over several chunks and steps follows the definition",
   for (int t = 1; t <= 6; ++t) {
     fill(g, static_cast<std::uint64_t>(t) + 50, std::pow(10.0, -t));
     const double norm[] = {4, t == 3 ? 0.25 : 1};  // the third step is clipped
+    const AdamW now = at_step(rule, t);
     for_each_row(
         backend, chunks(n),
-        detail::AdamWRow<T, T, bf16>{at_step(rule, t), {norm, {2}}, w, as_const(g), m, v, operand});
+        detail::AdamWRow<T, T, bf16>{{&now, {1}}, {norm, {2}}, w, as_const(g), m, v, operand});
     for (std::size_t i = 0; i < expected.size(); ++i)
       expected[i] = reference[i].step(rule, t, expected[i], norm[1] * double(g.data[i]));
   }
@@ -101,9 +102,10 @@ TEST_CASE("A factor of 0 skips the step: weights, moments and operands keep thei
   const auto* bytes = static_cast<const std::byte*>(memory.buffer.data());
   const std::vector<std::byte> before(bytes, bytes + memory.arena.used());
   const double norm[] = {std::numeric_limits<double>::quiet_NaN(), 0};
+  const AdamW rule = at_step({}, 1);
   for_each_row(backend, 1,
                detail::AdamWRow<float, float, bf16>{
-                   at_step({}, 1), {norm, {2}}, w, as_const(g), m, v, operand});
+                   {&rule, {1}}, {norm, {2}}, w, as_const(g), m, v, operand});
   CHECK(std::vector<std::byte>(bytes, bytes + memory.arena.used()) == before);
 }
 
@@ -131,11 +133,15 @@ TEST_CASE_TEMPLATE("A block of codes has the bits of AdamWRow, then of quantize_
         const AdamW rule = at_step({.lr = 1e-2}, t);
         for_each_row(backend, q.scales.extents[0] * q.scales.extents[1],
                      detail::AdamWBlock<float, Moment, e4m3>{
-                         rule, {norm, {2}}, w, as_const(g), m, v, q, scale});
-        for_each_row(
-            backend, chunks(n),
-            detail::AdamWRow<float, Moment, bf16>{
-                rule, {norm, {2}}, w2.flat(), as_const(g.flat()), m2.flat(), v2.flat(), {}});
+                         {&rule, {1}}, {norm, {2}}, w, as_const(g), m, v, q, scale});
+        for_each_row(backend, chunks(n),
+                     detail::AdamWRow<float, Moment, bf16>{{&rule, {1}},
+                                                           {norm, {2}},
+                                                           w2.flat(),
+                                                           as_const(g.flat()),
+                                                           m2.flat(),
+                                                           v2.flat(),
+                                                           {}});
       }
       quantize_weights(backend, as_const(w2), q2, scale);
       CAPTURE(block);

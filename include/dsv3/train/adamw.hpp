@@ -10,7 +10,8 @@
 
 namespace dsv3 {
 
-/// What AdamW does to one tensor in one step.
+/// What AdamW does to the tensors of one group in one step. Kernels read it from the backend's
+/// memory, so that recorded launches serve every step.
 ///
 /// Source   Loshchilov and Hutter 2019, arXiv:1711.05101; DeepSeek-V3 section 4.2; spec 8.
 struct AdamW {
@@ -85,7 +86,7 @@ struct AdamWElement {
 // factor, norm[1], is 0.
 template <class M, class Moment, class W>
 struct AdamWRow {
-  AdamW rule;
+  View<const AdamW, 1> rule;  // [1]
   View<const double, 1> norm;
   View<M, 1> weight;
   View<const M, 1> gradient;
@@ -95,7 +96,7 @@ struct AdamWRow {
   DSV3_HD void operator()(auto team, Index chunk) const {
     const Index first = chunk * optimizer_chunk, n = chunk_size(weight.extent(0), chunk);
     if (norm(1) == 0) return;
-    const AdamWElement<M> element(rule, norm(1));
+    const AdamWElement<M> element(rule(0), norm(1));
     team.each(n, [&](Index j) {
       const Index i = first + j;
       element.step(gradient(i), weight(i), m(i), v(i));
@@ -108,7 +109,7 @@ struct AdamWRow {
 // while the weights are in the cache.
 template <class M, class Moment, class C>
 struct AdamWBlock {
-  AdamW rule;
+  View<const AdamW, 1> rule;  // [1]
   View<const double, 1> norm;
   View<M, 2> weight;
   View<const M, 2> gradient;
@@ -118,7 +119,7 @@ struct AdamWBlock {
 
   DSV3_HD void operator()(auto team, Index block) const {
     if (norm(1) == 0) return;
-    const AdamWElement<M> element(rule, norm(1));
+    const AdamWElement<M> element(rule(0), norm(1));
     const Index blocks = groups_of(weight.extent(1), operand.group_columns);
     const Index down = block / blocks, across = block % blocks;
     const Index i0 = down * operand.group_rows, j0 = across * operand.group_columns;
@@ -139,7 +140,7 @@ struct AdamWBlock {
 // binades suffice for it as for a gradient. Each group gets the scale of its new values.
 template <class M, class CM, class CV, class W>
 struct AdamWQuantizedMomentsRow {
-  AdamW rule;
+  View<const AdamW, 1> rule;  // [1]
   View<const double, 1> norm;
   View<M, 2> weight;
   View<const M, 2> gradient;
@@ -149,7 +150,7 @@ struct AdamWQuantizedMomentsRow {
 
   DSV3_HD void operator()(auto team, Index row) const {
     if (norm(1) == 0) return;
-    const AdamWElement<M> element(rule, norm(1));
+    const AdamWElement<M> element(rule(0), norm(1));
     const ScaleRule scale_rule;
     const Index n = weight.extent(1), width = MomentView<CM, 2>::group;
     for (Index g = 0; g * width < n; ++g) {

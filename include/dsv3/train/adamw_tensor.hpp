@@ -9,9 +9,10 @@
 
 namespace dsv3::detail {
 
-// norm [2] as ClipRow leaves it. An operand is empty where the product reads the weight itself.
+// rule [1]; norm [2] as ClipRow leaves it. An operand is empty where the product reads the weight
+// itself.
 template <class P, class Backend, class M, class Moment, class SecondMoment, int Rank>
-void adamw_tensor(Backend& backend, const AdamW& rule, View<const double, 1> norm,
+void adamw_tensor(Backend& backend, View<const AdamW, 1> rule, View<const double, 1> norm,
                   const View<M, Rank>& weight, const View<M, Rank>& gradient,
                   const View<Moment, Rank>& m, const View<SecondMoment, Rank>& v,
                   const View<typename P::weight, Rank>& operand) {
@@ -23,7 +24,7 @@ void adamw_tensor(Backend& backend, const AdamW& rule, View<const double, 1> nor
 
 // The same where the operand is codes: they follow block by block.
 template <class P, class Backend, class M, class Moment, class SecondMoment, class C>
-void adamw_tensor(Backend& backend, const AdamW& rule, View<const double, 1> norm,
+void adamw_tensor(Backend& backend, View<const AdamW, 1> rule, View<const double, 1> norm,
                   const View<M, 2>& weight, const View<M, 2>& gradient, const View<Moment, 2>& m,
                   const View<SecondMoment, 2>& v, const Quantized<C>& operand) {
   const Index blocks = groups_of(operand.extent(0), operand.group_rows) *
@@ -35,7 +36,7 @@ void adamw_tensor(Backend& backend, const AdamW& rule, View<const double, 1> nor
 
 // Moments of codes: rows of matrices, a vector being one row; codes of weights follow.
 template <class P, class Backend, class M, int Rank, class CM, class CV, class Operand>
-void adamw_tensor(Backend& backend, const AdamW& rule, View<const double, 1> norm,
+void adamw_tensor(Backend& backend, View<const AdamW, 1> rule, View<const double, 1> norm,
                   const View<M, Rank>& weight, const View<M, Rank>& gradient,
                   const MomentView<CM, Rank>& m, const MomentView<CV, Rank>& v,
                   const Operand& operand) {

@@ -8,6 +8,7 @@
 #include <dsv3/train/gate_bias.hpp>
 #include <dsv3/train/options.hpp>
 #include <dsv3/train/schedule.hpp>
+#include <dsv3/train/tensor_groups.hpp>
 #include <span>
 
 namespace dsv3 {
@@ -53,13 +54,14 @@ class Trainer {
           model.masters(), averages_);
     }
     fill_zero(backend(), moment_memory_.data(), moment_memory_.bytes());
-    resolve_groups();
+    groups_ = detail::TensorGroups(options_, gradients_);
     const Index layers = c.moe_layers(), experts = c.n_routed_experts;
     const auto take = [&](Arena& arena) {
       load_ = arena.take<Index>({layers, experts});
       losses_ = arena.take<double>({2 + c.num_nextn_predict_layers});
       norm_ = arena.take<double>({2});
-      partial_ = arena.take<double>({partials_});
+      partial_ = arena.take<double>({groups_.partials()});
+      rules_ = arena.take<AdamW>({static_cast<Index>(options_.groups.size()) + 1});
     };
     Arena counting;
     take(counting);
@@ -95,6 +97,11 @@ class Trainer {
     StepReport report;
     report.tokens = targets_;
     report.step = progress_.step + 1;
+    report.lr =
+        options_.schedule ? options_.schedule->lr(report.step, progress_.tokens) : options_.peak_lr;
+    const auto rules = detail::TensorGroups::rules(options_, report.lr, progress_.updates + 1);
+    copy_to_backend(backend(), rules_.data, rules.data(),
+                    rules_.size() * static_cast<Index>(sizeof(AdamW)));
     fill_zero(backend(), gradient_memory_.data(), gradient_memory_.bytes());
     fill_zero(backend(), small_memory_.data(), report_bytes());
     model_->for_each_history([&](const std::string&, View<float, 2> history) {
@@ -104,15 +111,7 @@ class Trainer {
     for (const Batch& batch : micro_batches)
       model_->add_losses_and_gradients(batch, scale, gradients_, losses_, load_,
                                        options_.recompute);
-    measure_gradient();
-    report.lr =
-        options_.schedule ? options_.schedule->lr(report.step, progress_.tokens) : options_.peak_lr;
-    update(report.lr);
-    update_bias();
-    model_->for_each_history([&](const std::string&, View<float, 2> history) {
-      for_each_row(backend(), history.extent(0), detail::AdvanceHistoryRow{history, norm_});
-    });
-    update_average();
+    update();
     finish(report);
     const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - start;
     report.seconds = passed.count();
@@ -211,40 +210,7 @@ class Trainer {
     f(name + ".scale", moment.scales);
   }
 
-  struct Group {
-    bool frozen;
-    double lr_factor, weight_decay;
-    Index first_partial;
-  };
-
   Backend& backend() const { return model_->backend(); }
-
-  // Which group each tensor belongs to, and where its partial sums of squares start.
-  void resolve_groups() {
-    std::vector<bool> used(options_.groups.size());
-    dsv3::for_each_tensor<P>(
-        [&](const std::string& name, auto view) {
-          Group group{false, 1, options_.weight_decay, partials_};
-          for (std::size_t i = 0; i < options_.groups.size(); ++i) {
-            const ParameterGroup& rule = options_.groups[i];
-            if (name.find(rule.pattern) == std::string::npos) continue;
-            group.frozen = rule.frozen;
-            group.lr_factor = rule.lr_factor;
-            group.weight_decay = rule.weight_decay.value_or(options_.weight_decay);
-            used[i] = true;
-            break;
-          }
-          if (!group.frozen) partials_ += Model::chunks(view.size());
-          groups_.push_back(group);
-        },
-        gradients_);
-    for (std::size_t i = 0; i < used.size(); ++i)
-      if (!used[i])
-        throw std::invalid_argument("TrainOptions: groups[" + std::to_string(i) + "] (\"" +
-                                    options_.groups[i].pattern +
-                                    "\") must occur in the name of a tensor that no group before "
-                                    "it claims");
-  }
 
   // Checks every batch and adds up what the losses are divided by.
   LossScale scale_of(const char* caller, std::span<const Batch> micro_batches) {
@@ -261,40 +227,63 @@ class Trainer {
             options_.balance_alpha};
   }
 
+  // All that follows from the step's gradients. What changes from step to step, rules_, lies in the
+  // backend's memory.
+  void update() {
+    const double gamma = bias_gamma();
+    const auto work = [&] {
+      measure_gradient();
+      update_weights();
+      if (gamma != 0) update_bias(gamma);
+      model_->for_each_history([&](const std::string&, View<float, 2> history) {
+        for_each_row(backend(), history.extent(0), detail::AdvanceHistoryRow{history, norm_});
+      });
+      if (options_.ema_decay > 0) update_average();
+    };
+    if constexpr (detail::reads_back<P>) {
+      work();
+    } else {
+      RecordKey key;
+      key.add(small_memory_.data()).add(model_->masters().embed_tokens.data).add(gamma);
+      run_recorded(backend(), key, work);
+    }
+  }
+
   void measure_gradient() {
     std::size_t i = 0;
     dsv3::for_each_tensor<P>(
         [&](const std::string&, auto gradient) {
-          const Group& group = groups_[i++];
-          if (group.frozen) return;
+          const auto& tensor = groups_[i++];
+          if (tensor.frozen) return;
           const Index n = Model::chunks(gradient.size());
           for_each_row(backend(), n,
                        detail::SquaredNormRow<M>{as_const(gradient.flat()),
-                                                 partial_.rows(group.first_partial, n)});
+                                                 partial_.rows(tensor.first_partial, n)});
         },
         gradients_);
     for_each_row(backend(), 1, detail::ClipRow{partial_, options_.clip_norm, norm_});
   }
 
-  void update(double lr) {
-    const auto t = static_cast<double>(progress_.updates + 1);
-    AdamW rule{.beta1 = options_.beta1, .beta2 = options_.beta2, .eps = options_.eps};
-    rule.correction1 = 1 - std::pow(options_.beta1, t);
-    rule.correction2 = 1 - std::pow(options_.beta2, t);
+  void update_weights() {
     std::size_t i = 0;
     dsv3::for_each_tensor<P>(
         [&](const std::string&, auto weight, auto gradient, auto m, auto v, auto operand) {
-          const Group& group = groups_[i++];
-          if (group.frozen) return;
-          rule.lr = lr * group.lr_factor;
-          rule.weight_decay = group.weight_decay;
-          detail::adamw_tensor<P>(backend(), rule, norm_, weight, gradient, m, v, operand);
+          const auto& tensor = groups_[i++];
+          if (tensor.frozen) return;
+          detail::adamw_tensor<P>(backend(), as_const(rules_.rows(tensor.group, 1)), norm_, weight,
+                                  gradient, m, v, operand);
         },
         model_->masters(), gradients_, m_, v_, model_->writable_operands());
   }
 
+  void update_bias(double gamma) {
+    const auto bias = model_->bias();
+    if (bias.extent(0) > 0)
+      for_each_row(backend(), bias.extent(0),
+                   detail::GateBiasRow<A>{load_, norm_, gamma, options_.center_bias_update, bias});
+  }
+
   void update_average() {
-    if (options_.ema_decay == 0) return;
     dsv3::for_each_tensor<P>(
         [&](const std::string&, auto weight, auto average) {
           for_each_row(backend(), Model::chunks(weight.size()),
@@ -302,14 +291,6 @@ class Trainer {
                                              average.flat()});
         },
         model_->masters(), averages_);
-  }
-
-  void update_bias() {
-    const double gamma = bias_gamma();
-    const auto bias = model_->bias();
-    if (gamma == 0 || bias.extent(0) == 0) return;
-    for_each_row(backend(), bias.extent(0),
-                 detail::GateBiasRow<A>{load_, norm_, gamma, options_.center_bias_update, bias});
   }
 
   // The memory of load, losses and norm, which lie one after the other.
@@ -363,9 +344,10 @@ class Trainer {
   View<double, 1> losses_;   // of the step: loss, balance loss, those of the MTP depths
   View<double, 1> norm_;     // gradient norm, and the factor that clips it
   View<double, 1> partial_;  // sums of squares of each chunk of each trained tensor
+  View<AdamW, 1> rules_;     // of the step, for each group
   std::vector<std::byte> report_;
-  std::vector<Group> groups_;
-  Index partials_ = 0, targets_ = 0;
+  detail::TensorGroups groups_;
+  Index targets_ = 0;
   BatchLayout layout_;
   Progress progress_;
 };

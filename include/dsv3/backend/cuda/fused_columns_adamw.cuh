@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(fused_adamw_threads, 2)
   __shared__ std::uint32_t partial[warps];
   if (task.norm(1) == 0) return;
   using M = std::remove_reference_t<decltype(*task.weight.data)>;  // float, by a dependent name
-  const AdamWElement<M> element(task.rule, task.norm(1));
+  const AdamWElement<M> element(task.rule(0), task.norm(1));
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const Index down = blockIdx.x / static_cast<unsigned>(blocks_across);
   const Index across = blockIdx.x % static_cast<unsigned>(blocks_across);
