@@ -441,45 +441,4 @@ TEST_CASE("rows go to experts and come back with the row kernel's bits") {
       }
 }
 
-// How many codes by one division and a correction differ from those by a division.
-template <class C>
-std::size_t wrong_codes(float scale, float value) {
-  const dsv3::detail::CodeDivisor divisor(scale);
-  if (divisor.inverse == 0) return 0;
-  return (C(divisor.quotient(value)).code != C(value / scale).code) +
-         (C(divisor.quotient(-value)).code != C(-value / scale).code);
-}
-
-TEST_CASE("one division serves all codes of a scale") {
-  const auto from_bits = [](std::uint32_t bits) { return __builtin_bit_cast(float, bits); };
-  const dsv3::Philox philox(3, 0);
-  std::size_t wrong = 0;
-  for (std::uint32_t i = 0; i < 500000; ++i) {
-    const auto random = philox(i);
-    const int power = static_cast<int>(random.word[1] % 160) - 80;
-    std::uint32_t significand = random.word[0] & 0x7FFFFFu;
-    if (i % 2)  // close to a number of 4 bits
-      significand = ((significand & 0x700000u) + random.word[1] % 128 - 64) & 0x7FFFFFu;
-    const float scale = std::ldexp(from_bits(significand | 0x3F800000u), power);
-    const float ratio = std::ldexp(from_bits((random.word[2] & 0x7FFFFFu) | 0x3F800000u),
-                                   static_cast<int>(random.word[3] % 26) - 18);
-    wrong += wrong_codes<e4m3>(scale, ratio * scale) + wrong_codes<e5m2>(scale, ratio * scale);
-    // Values around every kind of tie.
-    const float tie = std::round(std::ldexp(ratio, 18)) / 262144.0f;
-    const std::uint32_t coarse = __builtin_bit_cast(std::uint32_t, ratio) & 0xFFF80000u;
-    for (const float at : {tie, from_bits(coarse)}) {
-      const auto middle = __builtin_bit_cast(std::uint32_t, at * scale);
-      for (std::uint32_t step = 0; step < 5; ++step) {
-        const float value = from_bits(middle + step - 2);
-        wrong += wrong_codes<e4m3>(scale, value) + wrong_codes<e5m2>(scale, value);
-      }
-    }
-    for (const float value : {0.0f, 1e-40f, 1e-30f})
-      wrong += wrong_codes<e4m3>(scale, value) + wrong_codes<e5m2>(scale, value);
-  }
-  CHECK(wrong == 0);
-  CHECK(std::signbit(dsv3::detail::CodeDivisor(3.0f).quotient(-0.0f)));
-  CHECK(dsv3::detail::CodeDivisor(3.0f).inverse != 0);
-}
-
 }  // namespace

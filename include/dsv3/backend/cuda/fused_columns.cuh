@@ -1,6 +1,7 @@
 // Quantising in groups of rows: a block of threads holds 128 rows of a strip of columns.
 #pragma once
 
+#include <dsv3/backend/cuda/fused_columns.hpp>
 #include <dsv3/backend/cuda/fused_columns_codes.cuh>
 #include <dsv3/backend/cuda/primitives.hpp>
 
@@ -8,7 +9,7 @@ namespace dsv3 {
 namespace detail {
 
 // A matrix in pieces of 8 columns of a row; `across` of them make a strip, and `blocks` of threads
-// share a multiprocessor. group: of columns with the same scale, where the piece lies.
+// share a multiprocessor. A reader stands at a piece and goes down the rows in steps.
 template <class Source>
 struct FusedSource;
 
@@ -18,13 +19,17 @@ struct FusedSource<View<const bf16, 2>> {
   struct Piece {
     uint4 bits = {0, 0, 0, 0};
   };
+  struct Reader {
+    const bf16* at;
+    Index stride;
+
+    __device__ Reader(const View<const bf16, 2>& x, Index row, Index column, int step)
+        : at(&x(row, column)), stride(step * x.strides[0]) {}
+    __device__ void load(Piece& piece) const { piece.bits = *reinterpret_cast<const uint4*>(at); }
+    __device__ void go_down() { at += stride; }
+  };
 
   static bool aligned(const View<const bf16, 2>& x) { return aligned_rows(x, 16); }
-  __device__ static int group(const View<const bf16, 2>&, Index) { return 0; }
-  __device__ static __forceinline__ void load(Piece& piece, const View<const bf16, 2>& x, Index row,
-                                              Index column, int) {
-    piece.bits = *reinterpret_cast<const uint4*>(&x(row, column));
-  }
   __device__ static __forceinline__ void values(const Piece& piece, float (&v)[8]) {
     const std::uint32_t words[4] = {piece.bits.x, piece.bits.y, piece.bits.z, piece.bits.w};
 #pragma unroll
@@ -47,14 +52,28 @@ struct FusedCodes {
     uint2 codes = {0, 0};
     float scale = 0;
   };
+  struct CodeReader {
+    const C* code;
+    const float* scale;
+    Index code_stride, scale_stride;
+
+    __device__ CodeReader(const Quantized<const C>& q, Index row, Index column, int step)
+        : code(&q.codes(row, column)),
+          scale(&q.scales(row, column / q.group_columns)),
+          code_stride(step * q.codes.strides[0]),
+          scale_stride(step * q.scales.strides[0]) {}
+    __device__ void load(Piece& piece) const {
+      piece.codes = *reinterpret_cast<const uint2*>(code);
+      piece.scale = *scale;
+    }
+    __device__ void go_down() {
+      code += code_stride;
+      scale += scale_stride;
+    }
+  };
 
   static bool aligned_codes(const Quantized<const C>& q) {
     return aligned_rows(q.codes, 8) && q.group_rows == 1 && q.group_columns % 8 == 0;
-  }
-  __device__ static __forceinline__ void load_codes(Piece& piece, const Quantized<const C>& q,
-                                                    Index row, Index column, int group) {
-    piece.codes = *reinterpret_cast<const uint2*>(&q.codes(row, column));
-    piece.scale = q.scales(row, group);
   }
   __device__ static __forceinline__ void values(const Piece& piece, float (&v)[8]) {
     const std::uint32_t words[2] = {piece.codes.x, piece.codes.y};
@@ -70,32 +89,38 @@ struct FusedCodes {
 template <class C>
 struct FusedSource<Quantized<const C>> : FusedCodes<C> {
   using typename FusedCodes<C>::Piece;
+  using Reader = typename FusedCodes<C>::CodeReader;
 
   static bool aligned(const Quantized<const C>& x) { return FusedCodes<C>::aligned_codes(x); }
-  __device__ static int group(const Quantized<const C>& x, Index column) {
-    return static_cast<int>(column / x.group_columns);
-  }
-  __device__ static __forceinline__ void load(Piece& piece, const Quantized<const C>& x, Index row,
-                                              Index column, int group) {
-    FusedCodes<C>::load_codes(piece, x, row, column, group);
-  }
 };
 
 template <class C>
 struct FusedSource<WeightedSlots<C>> : FusedCodes<C> {
   using typename FusedCodes<C>::Piece;
+  struct Reader : FusedCodes<C>::CodeReader {
+    using Base = typename FusedCodes<C>::CodeReader;
+    const float* weights;
+    const std::int32_t* pair;
+    int step;
+
+    __device__ Reader(const WeightedSlots<C>& x, Index row, Index column, int rows)
+        : Base(x.slots, row, column, rows),
+          weights(x.weights.data),
+          pair(&x.pair_of_slot(row)),
+          step(rows) {}
+    __device__ void load(Piece& piece) const {
+      Base::load(piece);
+      piece.scale *= weights[*pair];
+    }
+    __device__ void go_down() {
+      Base::go_down();
+      pair += step;
+    }
+  };
 
   // Dense weights: those of a pair lie at its number.
   static bool aligned(const WeightedSlots<C>& x) {
     return FusedCodes<C>::aligned_codes(x.slots) && x.weights.dense();
-  }
-  __device__ static int group(const WeightedSlots<C>& x, Index column) {
-    return static_cast<int>(column / x.slots.group_columns);
-  }
-  __device__ static __forceinline__ void load(Piece& piece, const WeightedSlots<C>& x, Index row,
-                                              Index column, int group) {
-    FusedCodes<C>::load_codes(piece, x.slots, row, column, group);
-    piece.scale *= x.weights.data[x.pair_of_slot(row)];
   }
 };
 
@@ -125,7 +150,7 @@ __global__ void __launch_bounds__(fused_columns_threads, FusedSource<Source>::bl
   constexpr int threads = fused_columns_threads, across = In::across, width = 8 * across;
   constexpr int down = threads / across, passes = 128 / down, warps = threads / 32;
   __shared__ __align__(16) std::uint32_t partial[warps][width];
-  __shared__ __align__(16) float scales[width], inverses[width];
+  __shared__ __align__(16) float scales[width], high[width], low[width];
   __shared__ Index found[2];
   const int thread = static_cast<int>(threadIdx.x), place = 8 * (thread % across);
   const int row0 = thread / across;
@@ -146,21 +171,26 @@ __global__ void __launch_bounds__(fused_columns_threads, FusedSource<Source>::bl
   const Index column = from + place;
   const bool inside = column < block.q.extent(1);
   const int rows = inside ? count : 0;  // of this thread
-  const int group = In::group(block.x, column);
 
   typename In::Piece piece[passes];
+  typename In::Reader reader(block.x, first + row0, column, down);
 #pragma unroll
-  for (int p = 0; p < passes; ++p)
-    if (row0 + p * down < rows) In::load(piece[p], block.x, first + row0 + p * down, column, group);
+  for (int p = 0; p < passes; ++p) {
+    if (row0 + p * down < rows) reader.load(piece[p]);
+    reader.go_down();
+  }
 
-  std::uint32_t most[8] = {};
+  float largest[8] = {};
 #pragma unroll
   for (int p = 0; p < passes; ++p) {
     float v[8];
     In::values(piece[p], v);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) most[i] = max(most[i], magnitude_bits(v[i]));
+    for (int i = 0; i < 8; ++i) largest[i] = larger_magnitude(largest[i], v[i]);
   }
+  std::uint32_t most[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) most[i] = magnitude_bits(largest[i]);
 #pragma unroll
   for (int by = across; by < 32; by *= 2)
 #pragma unroll
@@ -175,34 +205,35 @@ __global__ void __launch_bounds__(fused_columns_threads, FusedSource<Source>::bl
     std::uint32_t all = partial[0][thread];
 #pragma unroll
     for (int w = 1; w < warps; ++w) all = max(all, partial[w][thread]);
-    const CodeDivisor divisor(block.rule.template scale<C>(from_magnitude(all)));
+    const CodeDivisor divisor(scale_of<C>(block.rule, from_magnitude(all)));
     scales[thread] = divisor.scale;
-    inverses[thread] = divisor.inverse;
+    high[thread] = divisor.high;
+    low[thread] = divisor.low;
     if (from + thread < block.q.extent(1)) block.q.scales(b, from + thread) = divisor.scale;
   }
   __syncthreads();
 
-  float scale[8], inverse[8];
+  float by_high[8], by_low[8];
 #pragma unroll
   for (int i = 0; i < 8; i += 4) {
-    const float4 s = *reinterpret_cast<const float4*>(&scales[place + i]);
-    const float4 r = *reinterpret_cast<const float4*>(&inverses[place + i]);
-    scale[i] = s.x, scale[i + 1] = s.y, scale[i + 2] = s.z, scale[i + 3] = s.w;
-    inverse[i] = r.x, inverse[i + 1] = r.y, inverse[i + 2] = r.z, inverse[i + 3] = r.w;
+    const float4 h = *reinterpret_cast<const float4*>(&high[place + i]);
+    const float4 l = *reinterpret_cast<const float4*>(&low[place + i]);
+    by_high[i] = h.x, by_high[i + 1] = h.y, by_high[i + 2] = h.z, by_high[i + 3] = h.w;
+    by_low[i] = l.x, by_low[i + 1] = l.y, by_low[i + 2] = l.z, by_low[i + 3] = l.w;
   }
   bool fast = true;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) fast = fast && inverse[i] != 0;
+  for (int i = 0; i < 8; ++i) fast = fast && by_high[i] != 0;
   if (fast) {
-    const bool power_of_two = block.rule.power_of_two;
+    C* to = &block.q.codes(first + row0, column);
+    const Index stride = down * block.q.codes.strides[0];
 #pragma unroll
-    for (int p = 0; p < passes; ++p) {
+    for (int p = 0; p < passes; ++p, to += stride) {
       float v[8];
       In::values(piece[p], v);
-      const uint2 codes = {encode_four<C>(v, scale, inverse, power_of_two),
-                           encode_four<C>(v + 4, scale + 4, inverse + 4, power_of_two)};
-      if (row0 + p * down < rows)
-        *reinterpret_cast<uint2*>(&block.q.codes(first + row0 + p * down, column)) = codes;
+      const uint2 codes = {encode_four<C>(v, by_high, by_low),
+                           encode_four<C>(v + 4, by_high + 4, by_low + 4)};
+      if (row0 + p * down < rows) *reinterpret_cast<uint2*>(to) = codes;
     }
     return;
   }
@@ -210,12 +241,12 @@ __global__ void __launch_bounds__(fused_columns_threads, FusedSource<Source>::bl
 #pragma unroll 1
   for (int row = row0; row < rows; row += down) {
     typename In::Piece again;
-    In::load(again, block.x, first + row, column, group);
+    typename In::Reader(block.x, first + row, column, down).load(again);
     float v[8];
     In::values(again, v);
 #pragma unroll
     for (int i = 0; i < 8; ++i)
-      block.q.codes(first + row, column + i) = encode_scaled<C>(v[i], scale[i]);
+      block.q.codes(first + row, column + i) = encode_scaled<C>(v[i], scales[place + i]);
   }
 }
 

@@ -39,38 +39,6 @@ inline constexpr bool is_fused_source<Quantized<const C>> = is_fp8<C>;
 template <class C>
 inline constexpr bool is_fused_source<WeightedSlots<C>> = is_fp8<C>;
 
-// What one division leaves for encoding many values by the same scale.
-struct CodeDivisor {
-  float scale, inverse;  // inverse 0: divide
-
-  DSV3_HD explicit CodeDivisor(float s) : scale(s), inverse(divides(s) ? 0.0f : 1.0f / s) {}
-  DSV3_HD CodeDivisor(float s, float i) : scale(s), inverse(i) {}
-
-  // A value that has the code of value / scale, where |value| is at most the scale times C::max or
-  // a few ulp more. One correction of value * inverse leaves an error below 3 * 2^-24 ulp before it
-  // rounds: the result is the quotient as division rounds it, unless the exact one lies so close to
-  // the middle of two floats. A code depends on which of the two only where one of them is a tie of
-  // the format. With significands as integers V and S of 24 bits and M of 5, the middle beside a
-  // tie is (2^20 M +- 1) / 2^24, and V / S differs from it by D / (2 S) ulp,
-  //
-  //     D = 2^24 V - S (2^20 M +- 1) = -+ S (mod 2^20)
-  //
-  // which is a multiple of 2^20 where S is, and else above 16 by divides(). The residual is negated
-  // so that one of 0 keeps the sign of a zero.
-  DSV3_HD float quotient(float value) const {
-    const float product = value * inverse;
-    return __builtin_fmaf(__builtin_fmaf(product, scale, -value), -inverse, product);
-  }
-
- private:
-  // Scales that need a division: too close to a number of 4 bits; or of extreme size, so that a
-  // residual could underflow where a code depends on it; NaN and infinity.
-  DSV3_HD static bool divides(float s) {
-    const std::uint32_t low = __builtin_bit_cast(std::uint32_t, s) & 0xFFFFFu;
-    return (low != 0 && (low <= 16 || low >= 0xFFFF0u)) || !(s >= 0x1p-80f && s <= 0x1p80f);
-  }
-};
-
 }  // namespace detail
 
 /// Fused form of quantising in groups of tile x 1, to the nearest code: a block of threads reads

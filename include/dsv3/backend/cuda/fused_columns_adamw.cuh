@@ -1,6 +1,7 @@
 // AdamW of a matrix whose operand is codes: a block of threads holds 128 x 128 weights.
 #pragma once
 
+#include <dsv3/backend/cuda/fused_columns.hpp>
 #include <dsv3/backend/cuda/fused_columns_codes.cuh>
 #include <dsv3/backend/cuda/primitives.hpp>
 
@@ -34,7 +35,7 @@ __global__ void __launch_bounds__(fused_adamw_threads, 2)
 
   // Each thread reads back what it wrote.
   float4* const kept = reinterpret_cast<float4*>(fused_adamw_memory) + threadIdx.x;
-  std::uint32_t most = 0;
+  float largest = 0;
 #pragma unroll
   for (int p0 = 0; p0 < passes; p0 += together) {
     float4 weights[together], gradients[together];
@@ -57,24 +58,24 @@ __global__ void __launch_bounds__(fused_adamw_threads, 2)
       element.step(gradients[p].y, w.y, ms[p].at[1], vs[p].at[1]);
       element.step(gradients[p].z, w.z, ms[p].at[2], vs[p].at[2]);
       element.step(gradients[p].w, w.w, ms[p].at[3], vs[p].at[3]);
-      most = max(max(most, max(magnitude_bits(w.x), magnitude_bits(w.y))),
-                 max(magnitude_bits(w.z), magnitude_bits(w.w)));
+      largest = larger_magnitude(larger_magnitude(largest, w.x), w.y);
+      largest = larger_magnitude(larger_magnitude(largest, w.z), w.w);
       kept[(p0 + p) * fused_adamw_threads] = w;
       *reinterpret_cast<float4*>(&task.weight(i0 + row, j)) = w;
       *reinterpret_cast<Four*>(&task.m(i0 + row, j)) = ms[p];
       *reinterpret_cast<Four*>(&task.v(i0 + row, j)) = vs[p];
     }
   }
-  most = __reduce_max_sync(~0u, most);
+  std::uint32_t most = __reduce_max_sync(~0u, magnitude_bits(largest));
   if (lane == 0) partial[warp] = most;
   __syncthreads();
 #pragma unroll
   for (int w = 0; w < warps; ++w) most = max(most, partial[w]);
-  const CodeDivisor divisor(task.scale.template scale<C>(from_magnitude(most)));
+  const CodeDivisor divisor(scale_of<C>(task.scale, from_magnitude(most)));
   if (threadIdx.x == 0) task.operand.scales(down, across) = divisor.scale;
-  if (divisor.inverse != 0) {
-    const float scales[4] = {divisor.scale, divisor.scale, divisor.scale, divisor.scale};
-    const float inverses[4] = {divisor.inverse, divisor.inverse, divisor.inverse, divisor.inverse};
+  if (divisor.high != 0) {
+    const float high[4] = {divisor.high, divisor.high, divisor.high, divisor.high};
+    const float low[4] = {divisor.low, divisor.low, divisor.low, divisor.low};
 #pragma unroll
     for (int p = 0; p < passes; ++p) {
       const int row = warp + p * warps;
@@ -82,7 +83,7 @@ __global__ void __launch_bounds__(fused_adamw_threads, 2)
       const float4 w = kept[p * fused_adamw_threads];
       const float values[4] = {w.x, w.y, w.z, w.w};
       *reinterpret_cast<std::uint32_t*>(&task.operand.codes(i0 + row, j)) =
-          encode_four<C>(values, scales, inverses, task.scale.power_of_two);
+          encode_four<C>(values, high, low);
     }
     return;
   }

@@ -1,7 +1,9 @@
 // Vectors of values and of codes in registers.
 #pragma once
 
-#include <dsv3/backend/cuda/fused_columns.hpp>
+#include <dsv3/backend/cuda/context.hpp>
+#include <dsv3/backend/cuda/exact_arithmetic.hpp>
+#include <dsv3/core/quantized.hpp>
 
 namespace dsv3::detail {
 
@@ -34,6 +36,13 @@ __device__ __forceinline__ void decode_pair(std::uint32_t codes, float& low, flo
 #endif
 }
 
+// The larger of a magnitude and |x|, NaN above all: one operation. Its bits order as magnitudes do.
+__device__ __forceinline__ float larger_magnitude(float most, float x) {
+  float larger;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(most), "f"(fabsf(x)));
+  return larger;
+}
+
 // The codes of two values that are not NaN, as they lie in memory.
 template <class C>
 __device__ __forceinline__ std::uint32_t encode_pair(float low, float high) {
@@ -49,18 +58,13 @@ __device__ __forceinline__ std::uint32_t encode_pair(float low, float high) {
 #endif
 }
 
-// Four codes, by scales that all have inverses.
+// Four codes, by CodeDivisors that need no division.
 template <class C>
-__device__ __forceinline__ std::uint32_t encode_four(const float* values, const float* scales,
-                                                     const float* inverses, bool power_of_two) {
+__device__ __forceinline__ std::uint32_t encode_four(const float* values, const float* high,
+                                                     const float* low) {
   float q[4];
-  if (power_of_two) {  // then the product is the quotient
 #pragma unroll
-    for (int i = 0; i < 4; ++i) q[i] = values[i] * inverses[i];
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) q[i] = CodeDivisor(scales[i], inverses[i]).quotient(values[i]);
-  }
+  for (int i = 0; i < 4; ++i) q[i] = CodeDivisor::quotient(values[i], high[i], low[i]);
   return encode_pair<C>(q[0], q[1]) | encode_pair<C>(q[2], q[3]) << 16;
 }
 

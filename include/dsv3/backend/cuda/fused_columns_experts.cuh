@@ -1,6 +1,7 @@
 // Rows to experts and back: whole rows copied, and rows added, 16 bytes at a time.
 #pragma once
 
+#include <dsv3/backend/cuda/fused_columns.hpp>
 #include <dsv3/backend/cuda/fused_columns_codes.cuh>
 #include <dsv3/backend/cuda/primitives.hpp>
 #include <dsv3/core/math.hpp>

@@ -73,8 +73,7 @@ __global__ void __launch_bounds__(32 * warps_of_rows)
       quantize_values<aligned>(saved_a, t, first, shift, rule, gate);
       quantize_values<aligned>(saved_b, t, first, shift, rule, up);
     }
-#pragma unroll
-    for (int k = 0; k < row_values; ++k) gate[k] = gate[k] * sigmoid_of(gate[k]) * up[k];
+    for_each_sigmoid(gate, [&](int k, float s) { gate[k] = gate[k] * s * up[k]; });
     round_values<T>(gate);
     quantize_values<aligned>(h, t, first, shift, rule, gate);
   });

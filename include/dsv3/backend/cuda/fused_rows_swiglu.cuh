@@ -14,8 +14,7 @@ __global__ void __launch_bounds__(32 * warps_of_rows)
     RowValues gate, up;
     load_values<aligned>(gate, a.data + t * a.strides[0] + first, left);
     load_values<aligned>(up, b.data + t * b.strides[0] + first, left);
-#pragma unroll
-    for (int k = 0; k < row_values; ++k) gate[k] = gate[k] * sigmoid_of(gate[k]) * up[k];
+    for_each_sigmoid(gate, [&](int k, float s) { gate[k] = gate[k] * s * up[k]; });
     round_values<T>(gate);
     store_values<aligned>(h.data + t * h.strides[0] + first, gate, left);
   });
@@ -32,14 +31,12 @@ __global__ void __launch_bounds__(32 * warps_of_rows)
     load_values<aligned>(gate, a.data + t * a.strides[0] + first, left);
     load_values<aligned>(up, b.data + t * b.strides[0] + first, left);
     load_values<aligned>(d, dh.data + t * dh.strides[0] + first, left);
-#pragma unroll
-    for (int k = 0; k < row_values; ++k) {
-      const float x = gate[k], y = up[k], slope = d[k];
-      const float s = sigmoid_of(x), silu = x * s;
+    for_each_sigmoid(gate, [&](int k, float s) {
+      const float x = gate[k], y = up[k], slope = d[k], silu = x * s;
       gate[k] = silu * y;
       up[k] = slope * silu;
       d[k] = slope * y * s * __fmaf_rn(x, 1.0f - s, 1.0f);
-    }
+    });
     const auto store = [&](const View<T, 2>& to, RowValues& v) {
       round_values<T>(v);
       store_values<aligned>(to.data + t * to.strides[0] + first, v, left);

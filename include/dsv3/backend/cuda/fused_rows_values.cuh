@@ -2,6 +2,7 @@
 // of 16 bytes where they are aligned, and turned into codes together with the rest of their group.
 #pragma once
 
+#include <dsv3/backend/cuda/fused_columns_codes.cuh>
 #include <dsv3/backend/cuda/mma.cuh>
 #include <dsv3/core/math.hpp>
 #include <dsv3/core/quantized.hpp>
@@ -83,62 +84,30 @@ __device__ void store_values(T* to, const RowValues& v, Index count) {
   }
 }
 
-// a / b rounded to nearest, where y is 1 / b rounded to nearest and nothing underflows that
-// matters: two corrections by the exact remainder (Markstein 1990). A zero may lose its sign.
-__device__ inline float quotient(float a, float b, float y) {
-  const float q0 = __fmul_rn(a, y);
-  const float q1 = __fmaf_rn(__fmaf_rn(-b, q0, a), y, q0);
-  return __fmaf_rn(__fmaf_rn(-b, q1, a), y, q1);
-}
-// The same for b > 0, with the sign of a.
-__device__ inline float signed_quotient(float a, float b, float y) {
-  const std::uint32_t sign = __builtin_bit_cast(std::uint32_t, a) & 0x80000000u;
-  return word_float(__builtin_bit_cast(std::uint32_t, quotient(a, b, y)) | sign);
-}
-
-// 1 / b rounded to nearest for b in [1, 2], or NaN: how a division does it, without its branch.
-__device__ inline float reciprocal(float b) {
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(b));
-  return __fmaf_rn(y, __fmaf_rn(-b, y, 1.0f), y);
+// f(k, sigmoid(x[k])) for all k, with the bits of core/math.hpp.
+__device__ __forceinline__ void for_each_sigmoid(const RowValues& x, auto&& f) {
+  float most = 0;
+#pragma unroll
+  for (int k = 0; k < row_values; ++k) most = larger_magnitude(most, x[k]);
+  if (most <= 87.0f) {
+#pragma unroll
+    for (int k = 0; k < row_values; ++k) f(k, sigmoid_within_87(x[k]));
+  } else {  // NaN too
+#pragma unroll
+    for (int k = 0; k < row_values; ++k) f(k, sigmoid(x[k]));
+  }
 }
 
-// sigmoid(x) with the bits of core/math.hpp, its divisions without branches. Where e is so small
-// that a remainder underflows, e - e^2 / (1 + e) is e whatever the quotient rounds to.
-__device__ inline float sigmoid_of(float x) {
-  const float e = exp_float<true>(x < 0.0f ? x : -x);
-  const float sum = 1.0f + e, large = reciprocal(sum);
-  const float small = __fmaf_rn(-e, quotient(e, sum, large), e);
-  return x < 0.0f ? small : large;
-}
-
-// The codes of two finite values, `low` at the lower address.
-template <class C>
-__device__ std::uint32_t pack_codes(float low, float high) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
-  std::uint16_t pair;
-  if constexpr (std::is_same_v<C, e4m3>)
-    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
-  else
-    asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
-  return pair;
-#else
-  return C(low).code | static_cast<std::uint32_t>(C(high).code) << 8;
-#endif
-}
-
-// The 16 codes of v / scale. Scales that are neither tiny nor huge have a reciprocal, and exact
-// remainders of all quotients that are not code 0 anyway; their groups hold finite values only.
+// The 16 codes of v / scale.
 template <class C>
 __device__ uint4 encode_values(const RowValues& v, float scale) {
   std::uint32_t word[4];
-  if (scale >= 0x1p-80f && scale <= 0x1p100f) {
-    const float y = 1.0f / scale;
+  const CodeDivisor divisor(scale);
+  if (divisor.high != 0) {  // then all of the group are finite
+    const float high[4] = {divisor.high, divisor.high, divisor.high, divisor.high};
+    const float low[4] = {divisor.low, divisor.low, divisor.low, divisor.low};
 #pragma unroll
-    for (int w = 0; w < 4; ++w) {
-      const auto code = [&](int k) { return signed_quotient(v[4 * w + k], scale, y); };
-      word[w] = pack_codes<C>(code(0), code(1)) | pack_codes<C>(code(2), code(3)) << 16;
-    }
+    for (int w = 0; w < 4; ++w) word[w] = encode_four<C>(v + 4 * w, high, low);
   } else {
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
@@ -163,19 +132,30 @@ __device__ void store_codes(C* to, const uint4& codes, Index count) {
   }
 }
 
-// Codes and scale of the values from column `first` of row t, by all threads of a warp; 2^shift
-// neighbours have a group.
+// Codes and scale of the values from column `first` of row t, by all threads of a warp, whose
+// columns begin at a multiple of 512; 2^shift neighbours have a group.
 template <bool aligned, class C>
 __device__ void quantize_values(const Quantized<C>& q, Index t, Index first, int shift,
                                 const ScaleRule& rule, const RowValues& v) {
-  std::uint32_t largest = 0;
+  float most = 0;
 #pragma unroll
-  for (int k = 0; k < row_values; ++k) largest = max(largest, magnitude_bits(v[k]));
-  for (int by = 1; by < 1 << shift; by *= 2)
-    largest = max(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, by));
-  const float scale = rule.template scale<C>(from_magnitude(largest));
-  const Index chunk = first / row_values, left = q.extent(1) - first;
-  if (left > 0 && (chunk & ((Index{1} << shift) - 1)) == 0) q.scales(t, chunk >> shift) = scale;
+  for (int k = 0; k < row_values; ++k) most = larger_magnitude(most, v[k]);
+  std::uint32_t largest = __builtin_bit_cast(std::uint32_t, most);
+  if (shift == 3) {  // groups of 128, without a loop
+#pragma unroll
+    for (int by = 1; by < 8; by *= 2)
+      largest = max(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, by));
+  } else {
+    for (int by = 1; by < 1 << shift; by *= 2)
+      largest = max(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, by));
+  }
+  const float scale = scale_of<C>(rule, from_magnitude(largest));
+  const Index left = q.extent(1) - first;
+  const bool leads = (threadIdx.x & ((1u << shift) - 1)) == 0;  // the threads of its group
+  if (left > 0 && leads) {
+    static_assert(row_values == 16);
+    q.scales(t, static_cast<Index>(static_cast<std::uint64_t>(first) >> (4 + shift))) = scale;
+  }
   store_codes<aligned>(q.codes.data + t * q.codes.strides[0] + first, encode_values<C>(v, scale),
                        left);
 }
