@@ -48,7 +48,7 @@ struct AttentionKeysWarp {
 #pragma unroll
     for (int n = 0; n < columns; ++n) {
       float lse2[2];
-      load_pair_at(lse2[0], lse2[1], numbers + n * 32);
+      load_two_floats(lse2[0], lse2[1], numbers + n * 32);
 #pragma unroll
       for (int e = 0; e < 4; ++e) p[n][e] = exp2_fast(fmaf(p[n][e], scale_log2, -lse2[e % 2]));
     }
@@ -70,7 +70,7 @@ struct AttentionKeysWarp {
 #pragma unroll
       for (int n = 0; n < columns; ++n) {
         float delta[2];
-        load_pair_at(delta[0], delta[1], numbers + Shape::stream * 4 + n * 32);
+        load_two_floats(delta[0], delta[1], numbers + Shape::stream * 4 + n * 32);
 #pragma unroll
         for (int e = 0; e < 4; ++e) dp[n][e] = p[n][e] * (dp[n][e] - delta[e % 2]);
       }
@@ -129,8 +129,8 @@ __device__ __forceinline__ void attention_keys_sweep(const AttentionBackwardTask
       const int row = i % Shape::stream;
       const View<float, 2>& from = i < Shape::stream ? task.numbers.lse2 : task.numbers.delta;
       const bool inside = t + row < end;
-      copy_word_async_at(stage + Shape::stage_numbers + i * 4, &from(head, inside ? t + row : t),
-                         inside);
+      copy_word_async(stage + Shape::stage_numbers + i * 4, &from(head, inside ? t + row : t),
+                      inside);
     }
     copies_end_group();
   };
@@ -162,7 +162,7 @@ __device__ __forceinline__ void attention_keys_sweep(const AttentionBackwardTask
 template <class Shape>
 __global__ void __launch_bounds__(Shape::threads, 1)
     attention_keys_kernel(AttentionBackwardTask task, View<bf16, 3> dkv, View<float, 3> rope_sum) {
-  extern __shared__ __align__(1024) unsigned char attention_memory[];
+  unsigned char* const attention_memory = dynamic_shared();
   const AttentionKeysUnit unit{reinterpret_cast<int*>(attention_memory + Shape::words)};
   const std::uint32_t memory = shared_address(attention_memory);
   const AttentionTask& in = task.in;

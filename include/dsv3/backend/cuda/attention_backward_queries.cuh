@@ -76,7 +76,7 @@ struct AttentionQueriesWarp {
 template <class Shape>
 __global__ void __launch_bounds__(Shape::threads, 1)
     attention_queries_kernel(AttentionBackwardTask task, View<bf16, 3> dq) {
-  extern __shared__ __align__(1024) unsigned char attention_memory[];
+  unsigned char* const attention_memory = dynamic_shared();
   volatile int* next = reinterpret_cast<int*>(attention_memory + Shape::words);
   const std::uint32_t memory = shared_address(attention_memory);
   const AttentionTask& in = task.in;

@@ -192,7 +192,7 @@ __global__ void __launch_bounds__(Shape::threads, 2)
   using Unit = AttentionForwardUnit;
   using KeyReader = AttentionReader<Shape::width_qk>;
   using ValueReader = AttentionReader<Shape::width_v>;
-  extern __shared__ __align__(1024) unsigned char attention_memory[];
+  unsigned char* const attention_memory = dynamic_shared();
   const Unit unit{reinterpret_cast<int*>(attention_memory + Shape::words)};
   const std::uint32_t q_tile = shared_address(attention_memory);
   const std::uint32_t k_tile = q_tile + Shape::k_tile, v_tile = q_tile + Shape::v_tile;

@@ -132,8 +132,8 @@ struct AttentionHopperRows {
 template <class Shape>
 __device__ __forceinline__ void clear_attention_values(std::uint32_t v, int inside, int group) {
   for (int i = static_cast<int>(threadIdx.x) % 128; i < (Shape::keys - inside) * 16; i += 128)
-    store_shared_at(v + i % 16 / 8 * Shape::panel + (inside + i / 16) * 128 + i % 8 * 16,
-                    {0, 0, 0, 0});
+    store_16_bytes(v + i % 16 / 8 * Shape::panel + (inside + i / 16) * 128 + i % 8 * 16,
+                   {0, 0, 0, 0});
   publish_to_async();
   sync_group(group);
 }

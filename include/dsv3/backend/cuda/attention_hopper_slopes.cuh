@@ -54,7 +54,7 @@ struct AttentionHopperSlopes {
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
       float column[2];
-      if (Shape::by_keys) load_pair_at(column[0], column[1], numbers + n * 32);
+      if (Shape::by_keys) load_two_floats(column[0], column[1], numbers + n * 32);
 #pragma unroll
       for (int e = 0; e < 4; ++e)
         s[4 * n + e] = exp2_fast(
@@ -65,7 +65,7 @@ struct AttentionHopperSlopes {
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
       float column[2];
-      if (Shape::by_keys) load_pair_at(column[0], column[1], numbers + Shape::step * 4 + n * 32);
+      if (Shape::by_keys) load_two_floats(column[0], column[1], numbers + Shape::step * 4 + n * 32);
 #pragma unroll
       for (int e = 0; e < 4; ++e)
         s[4 * n + e] *= dp[4 * n + e] - (Shape::by_keys ? column[e % 2] : delta[e / 2]);
@@ -128,8 +128,8 @@ template <class Shape>
 __device__ __forceinline__ void clear_attention_step(std::uint32_t step, int inside, int group) {
   constexpr int panels = Shape::slopes ? Shape::panels : Shape::v_panels, chunks = panels * 8;
   for (int i = static_cast<int>(threadIdx.x) % 128; i < (Shape::step - inside) * chunks; i += 128)
-    store_shared_at(step + i % chunks / 8 * Shape::panel + (inside + i / chunks) * 128 + i % 8 * 16,
-                    {0, 0, 0, 0});
+    store_16_bytes(step + i % chunks / 8 * Shape::panel + (inside + i / chunks) * 128 + i % 8 * 16,
+                   {0, 0, 0, 0});
   publish_to_async();
   sync_group(group);
 }

@@ -3,6 +3,7 @@
 
 #include <dsv3/backend/cuda/attention.hpp>
 #include <dsv3/backend/cuda/attention_backward.cuh>
+#include <dsv3/backend/cuda/launch.cuh>
 #include <dsv3/core/check.hpp>
 
 namespace dsv3::detail {
@@ -51,9 +52,8 @@ inline AttentionTask attention_task(const char* caller, View<const bf16, 3> q,
 
 inline void launch_attention_map(Cuda& cuda, const char* caller, const AttentionTask& in,
                                  int rows) {
-  attention_map_kernel<attention_map_threads>
-      <<<1, attention_map_threads, attention_map_threads / 32 * sizeof(int), cuda.stream()>>>(
-          in.begin, rows, in.map);
+  detail::launch(cuda, attention_map_kernel<attention_map_threads>, 1, attention_map_threads,
+                 attention_map_threads / 32 * sizeof(int), in.begin, rows, in.map);
   check_attention_launch(caller, "launch of the list of tiles", in);
 }
 
@@ -64,8 +64,8 @@ void launch_attention(Cuda& cuda, const char* caller, const char* what, const At
                       const Arguments&... arguments) {
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
              caller, "cudaFuncSetAttribute");
-  kernel<<<static_cast<unsigned>(blocks * cuda.multiprocessors()), static_cast<unsigned>(threads),
-           static_cast<std::size_t>(bytes), cuda.stream()>>>(arguments...);
+  detail::launch(cuda, kernel, static_cast<unsigned>(blocks * cuda.multiprocessors()),
+                 static_cast<unsigned>(threads), static_cast<std::size_t>(bytes), arguments...);
   check_attention_launch(caller, what, in);
 }
 
@@ -77,8 +77,8 @@ void launch_attention_delta(Cuda& cuda, const char* caller, const AttentionBackw
   const dim3 blocks(
       static_cast<unsigned>((tokens + attention_delta_tokens - 1) / attention_delta_tokens),
       static_cast<unsigned>(task.in.heads()));
-  attention_delta_kernel<aligned>
-      <<<blocks, attention_delta_threads, 0, cuda.stream()>>>(o, task.d_o, lse, task.numbers);
+  detail::launch(cuda, attention_delta_kernel<aligned>, blocks, attention_delta_threads, 0, o,
+                 task.d_o, lse, task.numbers);
   check_attention_launch(caller, "launch of delta", task.in);
 }
 inline void launch_attention_rope_sum(Cuda& cuda, const char* caller, const AttentionTask& in,
@@ -86,9 +86,10 @@ inline void launch_attention_rope_sum(Cuda& cuda, const char* caller, const Atte
                                       const View<bf16, 2>& dk_rope) {
   const Index sums = dk_rope.extent(0) * dk_rope.extent(1);
   if (sums == 0) return;
-  attention_rope_sum_kernel<attention_rope_threads>
-      <<<static_cast<unsigned>((sums + attention_rope_threads - 1) / attention_rope_threads),
-         attention_rope_threads, 0, cuda.stream()>>>(rope_sum, dk_rope);
+  detail::launch(
+      cuda, attention_rope_sum_kernel<attention_rope_threads>,
+      static_cast<unsigned>((sums + attention_rope_threads - 1) / attention_rope_threads),
+      attention_rope_threads, 0, rope_sum, dk_rope);
   check_attention_launch(caller, "launch of the sum over heads", in);
 }
 

@@ -2,7 +2,7 @@
 // warps read it as operands.
 #pragma once
 
-#include <dsv3/backend/cuda/attention_ptx.cuh>
+#include <dsv3/backend/cuda/ptx.cuh>
 
 namespace dsv3::detail {
 
@@ -38,7 +38,7 @@ inline constexpr int attention_map_threads = 1024;
 template <int threads>
 __global__ void __launch_bounds__(threads)
     attention_map_kernel(View<const std::int32_t, 1> begin, int size, AttentionMap map) {
-  extern __shared__ __align__(1024) unsigned char attention_memory[];
+  unsigned char* const attention_memory = dynamic_shared();
   int* counts = reinterpret_cast<int*>(attention_memory);  // of each warp
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int tokens = static_cast<int>(begin.extent(0));
@@ -124,7 +124,7 @@ __device__ inline void load_attention_tile(std::uint32_t tile, const AttentionRo
       const int has = column < from.columns ? inside - row : 0;
 #pragma unroll
       for (int i = 0; i < rows / step; ++i, source += step * stride)
-        copy_async_at(to + group * 128 + i * step * width * 2, source, i * step < has);
+        copy_async(to + group * 128 + i * step * width * 2, source, i * step < has);
     } else {
       for (int i = 0; i < rows / step; ++i) {
         const int r = row + i * step;
@@ -139,7 +139,7 @@ __device__ inline void load_attention_tile(std::uint32_t tile, const AttentionRo
             words[e / 2] |= static_cast<std::uint32_t>(value.bits) << (e % 2 * 16);
           }
         }
-        store_shared_at(to + group * 128 + i * step * width * 2, words);
+        store_16_bytes(to + group * 128 + i * step * width * 2, words);
       }
     }
   }
@@ -163,16 +163,16 @@ struct AttentionReader {
   }
   // Left operand: 16 rows from `row` on, 16 columns from `chunk` on.
   __device__ void left(std::uint32_t (&a)[4], int row, int chunk) const {
-    load_matrices_at(a, at(across, row, chunk));
+    load_matrices(a, at(across, row, chunk));
   }
   // Right operand of a sum over columns: 16 rows are 16 columns of the product, b[0] and b[1] of
   // the first 8, b[2] and b[3] of the others.
   __device__ void right(std::uint32_t (&b)[4], int row, int chunk) const {
-    load_matrices_at(b, at(along, row, chunk));
+    load_matrices(b, at(along, row, chunk));
   }
   // Right operand of a sum over rows: 16 columns from `chunk` on are columns of the product.
   __device__ void right_over_rows(std::uint32_t (&b)[4], int row, int chunk) const {
-    load_transposed_at(b, at(across, row, chunk));
+    load_transposed(b, at(across, row, chunk));
   }
 };
 

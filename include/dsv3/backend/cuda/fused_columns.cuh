@@ -3,6 +3,7 @@
 
 #include <dsv3/backend/cuda/fused_columns.hpp>
 #include <dsv3/backend/cuda/fused_columns_codes.cuh>
+#include <dsv3/backend/cuda/launch.cuh>
 #include <dsv3/backend/cuda/primitives.hpp>
 
 namespace dsv3 {
@@ -266,9 +267,9 @@ requires(detail::is_fused_source<Source>&& is_fp8<C>) void fused_rows(
     return;
   }
   if (strips * down == 0) return;
-  detail::fused_columns_kernel<Block, Source, C>
-      <<<static_cast<unsigned>(strips * down), detail::fused_columns_threads, 0, cuda.stream()>>>(
-          block, static_cast<int>(strips));
+  detail::launch(cuda, detail::fused_columns_kernel<Block, Source, C>,
+                 static_cast<unsigned>(strips * down), detail::fused_columns_threads, 0, block,
+                 static_cast<int>(strips));
   detail::check_cuda(cudaGetLastError(), "fused_rows of columns", "launch",
                      std::to_string(q.extent(0)) + " x " + std::to_string(q.extent(1)));
 }

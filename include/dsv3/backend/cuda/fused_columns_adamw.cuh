@@ -3,6 +3,7 @@
 
 #include <dsv3/backend/cuda/fused_columns.hpp>
 #include <dsv3/backend/cuda/fused_columns_codes.cuh>
+#include <dsv3/backend/cuda/launch.cuh>
 #include <dsv3/backend/cuda/primitives.hpp>
 
 namespace dsv3 {
@@ -22,7 +23,6 @@ __global__ void __launch_bounds__(fused_adamw_threads, 2)
     fused_adamw_kernel(const __grid_constant__ Block task, int blocks_across) {
   using Four = FourMoments<Moment>;
   constexpr int warps = fused_adamw_threads / 32, passes = 128 / warps, together = 2;
-  extern __shared__ __align__(16) unsigned char fused_adamw_memory[];
   __shared__ std::uint32_t partial[warps];
   if (task.norm(1) == 0) return;
   using M = std::remove_reference_t<decltype(*task.weight.data)>;  // float, by a dependent name
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(fused_adamw_threads, 2)
   const int rows = j < task.weight.extent(1) ? static_cast<int>(left < 128 ? left : 128) : 0;
 
   // Each thread reads back what it wrote.
-  float4* const kept = reinterpret_cast<float4*>(fused_adamw_memory) + threadIdx.x;
+  float4* const kept = reinterpret_cast<float4*>(dynamic_shared()) + threadIdx.x;
   float largest = 0;
 #pragma unroll
   for (int p0 = 0; p0 < passes; p0 += together) {
@@ -118,8 +118,8 @@ requires((std::is_same_v<Moment, bf16> || std::is_same_v<Moment, float>)&&is_fp8
   detail::check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                           detail::fused_adamw_bytes),
                      "fused_rows of AdamW", "cudaFuncSetAttribute");
-  kernel<<<static_cast<unsigned>(rows), detail::fused_adamw_threads, detail::fused_adamw_bytes,
-           cuda.stream()>>>(block, static_cast<int>(across));
+  detail::launch(cuda, kernel, static_cast<unsigned>(rows), detail::fused_adamw_threads,
+                 detail::fused_adamw_bytes, block, static_cast<int>(across));
   detail::check_cuda(cudaGetLastError(), "fused_rows of AdamW", "launch",
                      std::to_string(rows) + " blocks");
 }

@@ -3,6 +3,7 @@
 
 #include <dsv3/backend/cuda/fused_columns.hpp>
 #include <dsv3/backend/cuda/fused_columns_codes.cuh>
+#include <dsv3/backend/cuda/launch.cuh>
 #include <dsv3/backend/cuda/primitives.hpp>
 #include <dsv3/core/math.hpp>
 
@@ -131,8 +132,8 @@ __global__ void __launch_bounds__(fused_row_threads)
 template <class Row>
 void launch_dispatch(Cuda& cuda, Index rows, const Row& row) {
   if (rows == 0) return;
-  fused_dispatch_kernel<Row>
-      <<<static_cast<unsigned>(rows), fused_row_threads, 0, cuda.stream()>>>(row);
+  detail::launch(cuda, fused_dispatch_kernel<Row>, static_cast<unsigned>(rows), fused_row_threads,
+                 0, row);
   check_cuda(cudaGetLastError(), "fused_rows of dispatch", "launch",
              std::to_string(rows) + " slots");
 }
@@ -143,9 +144,8 @@ template <class Row>
 void launch_combine(Cuda& cuda, Index rows, Index columns, const Row& row) {
   const Index pieces = combine_pieces(columns);
   if (rows * pieces == 0) return;
-  fused_combine_kernel<Row>
-      <<<static_cast<unsigned>(rows * pieces), fused_row_threads, 0, cuda.stream()>>>(
-          row, static_cast<int>(pieces));
+  detail::launch(cuda, fused_combine_kernel<Row>, static_cast<unsigned>(rows * pieces),
+                 fused_row_threads, 0, row, static_cast<int>(pieces));
   check_cuda(cudaGetLastError(), "fused_rows of combination", "launch",
              std::to_string(rows) + " tokens");
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <dsv3/backend/cuda/fused_rows_quantize.cuh>
+#include <dsv3/backend/cuda/launch.cuh>
 
 namespace dsv3 {
 namespace detail {
@@ -110,8 +111,8 @@ requires(detail::fused_row_types<In, W, Out>&& is_fp8<C>) void quantize_norm_row
                        detail::row_is_aligned(q.codes) &&
                        (y.extent(0) == 0 || detail::row_is_aligned(y));
   const auto run = [&](auto kernel) {
-    kernel<<<static_cast<unsigned>(rows), detail::norm_threads, 0, cuda.stream()>>>(
-        x, weight, float(eps), y, q, rule, shift);
+    detail::launch(cuda, kernel, static_cast<unsigned>(rows), detail::norm_threads, 0, x, weight,
+                   float(eps), y, q, rule, shift);
   };
   if (aligned && columns <= detail::norm_columns)
     run(detail::quantize_norm_kernel<true, 1, In, W, Out, C>);
@@ -129,8 +130,8 @@ requires(detail::fused_row_types<In, W, Out>) void rms_norm_rows(Cuda& cuda, Vie
   const Index rows = x.extent(0), columns = x.extent(1);
   if (x.size() == 0) return;
   const auto run = [&](auto kernel) {
-    kernel<<<static_cast<unsigned>(rows), detail::norm_threads, 0, cuda.stream()>>>(x, weight,
-                                                                                    float(eps), y);
+    detail::launch(cuda, kernel, static_cast<unsigned>(rows), detail::norm_threads, 0, x, weight,
+                   float(eps), y);
   };
   if (!detail::row_is_aligned(x) || !detail::row_is_aligned(weight) || !detail::row_is_aligned(y))
     run(detail::rms_norm_kernel<false, 1, In, W, Out>);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <dsv3/backend/cuda/fused_rows_norm.cuh>
+#include <dsv3/backend/cuda/launch.cuh>
 
 namespace dsv3 {
 namespace detail {
@@ -140,8 +141,8 @@ requires(detail::fused_row_types<In, W, Out>) void rms_norm_backward_rows(
   const bool add = output == Output::add;
   const bool inputs = detail::row_is_aligned(x) && detail::row_is_aligned(dy);
   const auto run = [&](auto kernel) {
-    kernel<<<static_cast<unsigned>(rows), detail::norm_threads, 0, cuda.stream()>>>(
-        x, dy, weight, float(eps), dx, rstd);
+    detail::launch(cuda, kernel, static_cast<unsigned>(rows), detail::norm_threads, 0, x, dy,
+                   weight, float(eps), dx, rstd);
   };
   const auto run_as = [&](auto aligned, auto held) {
     if (add)
@@ -160,16 +161,16 @@ requires(detail::fused_row_types<In, W, Out>) void rms_norm_backward_rows(
     const Index chunks = partial.extent(0), threads = detail::norm_threads;
     const dim3 grid{static_cast<unsigned>(groups_of(columns, threads * width)),
                     static_cast<unsigned>(chunks < 65535 ? chunks : 65535)};
-    kernel<<<grid, detail::norm_threads, 0, cuda.stream()>>>(x, dy, rstd, partial, tokens);
+    detail::launch(cuda, kernel, grid, detail::norm_threads, 0, x, dy, rstd, partial, tokens);
   };
   if (inputs && detail::row_is_aligned(partial))
     sum_rows(detail::norm_weight_partial_kernel<4, In, Out>, 4);
   else
     sum_rows(detail::norm_weight_partial_kernel<1, In, Out>, 1);
   check("launch over parts of columns");
-  detail::add_partials_kernel<>
-      <<<static_cast<unsigned>(groups_of(columns, Index{detail::add_partials_threads})),
-         detail::add_partials_threads, 0, cuda.stream()>>>(partial, dweight);
+  detail::launch(cuda, detail::add_partials_kernel<>,
+                 static_cast<unsigned>(groups_of(columns, Index{detail::add_partials_threads})),
+                 detail::add_partials_threads, 0, partial, dweight);
   check("launch over columns");
 }
 

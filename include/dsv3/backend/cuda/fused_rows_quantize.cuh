@@ -3,6 +3,7 @@
 
 #include <dsv3/backend/cuda/fused_rows.hpp>
 #include <dsv3/backend/cuda/fused_rows_values.cuh>
+#include <dsv3/backend/cuda/launch.cuh>
 
 namespace dsv3 {
 namespace detail {
@@ -89,8 +90,8 @@ requires(detail::fused_row_types<T>&& is_fp8<C>) void quantize_rows(Cuda& cuda, 
   const Index rows = x.extent(0), columns = x.extent(1);
   if (x.size() == 0) return;
   const auto run = [&](auto kernel) {
-    kernel<<<detail::strip_grid(rows, columns), 32 * detail::warps_of_rows, 0, cuda.stream()>>>(
-        x, q, rule, shift);
+    detail::launch(cuda, kernel, detail::strip_grid(rows, columns), 32 * detail::warps_of_rows, 0,
+                   x, q, rule, shift);
   };
   if (detail::row_is_aligned(x) && detail::row_is_aligned(q.codes))
     run(detail::quantize_rows_kernel<true, T, C>);
@@ -118,8 +119,8 @@ requires(detail::fused_row_types<T>&& is_fp8<C>) void quantize_swiglu_rows(
     aligned = aligned && detail::row_is_aligned(q.codes);
   }
   const auto run = [&](auto kernel) {
-    kernel<<<detail::strip_grid(rows, columns), 32 * detail::warps_of_rows, 0, cuda.stream()>>>(
-        a, b, saved_a, saved_b, h, rule, shift);
+    detail::launch(cuda, kernel, detail::strip_grid(rows, columns), 32 * detail::warps_of_rows, 0,
+                   a, b, saved_a, saved_b, h, rule, shift);
   };
   if (aligned && saves)
     run(detail::quantize_swiglu_kernel<true, true, T, C>);

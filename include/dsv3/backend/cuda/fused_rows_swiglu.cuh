@@ -2,6 +2,7 @@
 #pragma once
 
 #include <dsv3/backend/cuda/fused_rows_quantize.cuh>
+#include <dsv3/backend/cuda/launch.cuh>
 
 namespace dsv3 {
 namespace detail {
@@ -60,8 +61,8 @@ requires(detail::fused_row_types<T>) void swiglu_rows(Cuda& cuda, View<const T, 
   const Index rows = h.extent(0), columns = h.extent(1);
   if (h.size() == 0) return;
   const auto run = [&](auto kernel) {
-    kernel<<<detail::strip_grid(rows, columns), 32 * detail::warps_of_rows, 0, cuda.stream()>>>(
-        a, b, h);
+    detail::launch(cuda, kernel, detail::strip_grid(rows, columns), 32 * detail::warps_of_rows, 0,
+                   a, b, h);
   };
   if (detail::rows_are_all_aligned(a, b, h))
     run(detail::swiglu_kernel<true, T>);
@@ -78,8 +79,8 @@ requires(detail::fused_row_types<T>) void swiglu_backward_rows(Cuda& cuda, View<
   const Index rows = h.extent(0), columns = h.extent(1);
   if (h.size() == 0) return;
   const auto run = [&](auto kernel) {
-    kernel<<<detail::strip_grid(rows, columns), 32 * detail::warps_of_rows, 0, cuda.stream()>>>(
-        a, b, dh, da, db, h);
+    detail::launch(cuda, kernel, detail::strip_grid(rows, columns), 32 * detail::warps_of_rows, 0,
+                   a, b, dh, da, db, h);
   };
   if (detail::rows_are_all_aligned(a, b, dh, da, db, h))
     run(detail::swiglu_backward_kernel<true, T>);

@@ -3,7 +3,7 @@
 #pragma once
 
 #include <dsv3/backend/cuda/fused_columns_codes.cuh>
-#include <dsv3/backend/cuda/mma.cuh>
+#include <dsv3/backend/cuda/ptx.cuh>
 #include <dsv3/core/math.hpp>
 #include <dsv3/core/quantized.hpp>
 

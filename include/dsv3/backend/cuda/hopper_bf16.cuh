@@ -3,6 +3,7 @@
 
 #include <dsv3/backend/cuda/hopper_bf16_kernel.cuh>
 #include <dsv3/backend/cuda/hopper_codes.cuh>
+#include <dsv3/backend/cuda/launch.cuh>
 
 namespace dsv3::detail {
 
@@ -100,8 +101,8 @@ void launch_hopper_bf16(Cuda& cuda, const View<TA, 2>& a, const View<TB, 3>& b,
   const Index most = Form::product == Product::tn ? down * work.groups : down + work.groups - 1;
   const Index blocks = groups_of(most * work.column_tiles, Form::rings);
   const Index at_once = cuda.multiprocessors();
-  kernel<<<static_cast<unsigned>(blocks < at_once ? blocks : at_once), hopper_threads, Form::bytes,
-           cuda.stream()>>>(maps, work);
+  detail::launch(cuda, kernel, static_cast<unsigned>(blocks < at_once ? blocks : at_once),
+                 hopper_threads, Form::bytes, maps, work);
   check_cuda(cudaGetLastError(), caller, "launch", sizes);
 }
 

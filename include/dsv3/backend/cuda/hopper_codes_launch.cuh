@@ -3,6 +3,7 @@
 
 #include <dsv3/backend/cuda/hopper_codes_kernel.cuh>
 #include <dsv3/backend/cuda/hopper_turn.cuh>
+#include <dsv3/backend/cuda/launch.cuh>
 #include <dsv3/core/quantized.hpp>
 
 namespace dsv3::detail {
@@ -101,8 +102,8 @@ void launch_hopper_form(Cuda& cuda, const char* caller, const HopperMaps& maps,
   const Index most = Form::product == Product::tn ? down * work.groups : down + work.groups - 1;
   const Index blocks = most * work.column_tiles;
   const Index at_once = cuda.multiprocessors();
-  kernel<<<static_cast<unsigned>(blocks < at_once ? blocks : at_once), hopper_threads, bytes,
-           cuda.stream()>>>(maps, work);
+  detail::launch(cuda, kernel, static_cast<unsigned>(blocks < at_once ? blocks : at_once),
+                 hopper_threads, bytes, maps, work);
   check_cuda(cudaGetLastError(), caller, "launch", sizes);
 }
 

@@ -3,7 +3,7 @@
 #pragma once
 
 #include <dsv3/backend/cuda/hopper_codes_scales.cuh>
-#include <dsv3/backend/cuda/mma.cuh>
+#include <dsv3/backend/cuda/ptx.cuh>
 
 namespace dsv3::detail {
 

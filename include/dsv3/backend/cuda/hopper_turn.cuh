@@ -6,6 +6,7 @@
 #include <dsv3/backend/cuda/hopper_stripes.hpp>
 #include <dsv3/backend/cuda/hopper_tensor_map.hpp>
 #include <dsv3/backend/cuda/hopper_transpose.cuh>
+#include <dsv3/backend/cuda/launch.cuh>
 
 namespace dsv3::detail {
 
@@ -93,7 +94,7 @@ inline void launch_turn(Cuda& cuda, const char* caller, HopperTurn work, bool se
   const Index down = groups_of(to.extent(2), hopper_tile);
   const dim3 grid(static_cast<unsigned>(work.across * down), static_cast<unsigned>(to.extent(0)));
   const auto kernel = segments ? turn_codes_kernel<true> : turn_codes_kernel<false>;
-  kernel<<<grid, hopper_turn_threads, 0, cuda.stream()>>>(work);
+  detail::launch(cuda, kernel, grid, hopper_turn_threads, 0, work);
   check_cuda(cudaGetLastError(), caller, "launch",
              "codes of " + std::to_string(from.extent(0)) + " x " + std::to_string(from.extent(1)) +
                  " x " + std::to_string(from.extent(2)) + " turned");

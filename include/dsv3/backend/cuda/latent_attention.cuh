@@ -3,6 +3,7 @@
 
 #include <dsv3/backend/cuda/latent_hopper.cuh>
 #include <dsv3/backend/cuda/latent_load.cuh>
+#include <dsv3/backend/cuda/launch.cuh>
 
 namespace dsv3 {
 namespace detail {
@@ -13,12 +14,11 @@ namespace detail {
 template <class C, int V, int R>
 __global__ void __launch_bounds__(LatentTile::threads, 1)
     latent_tile_kernel(LatentPass<C> in, int stages) {
-  extern __shared__ unsigned char memory[];
   constexpr int columns = V / 8;
   const auto unit = LatentUnit::at(in, blockIdx.x);
   const int tiles = unit.tiles(), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (tiles == 0) return;
-  const LatentShared<V, R> shared(memory, stages);
+  const LatentShared<V, R> shared(dynamic_shared(), stages);
   const auto buffer = [&](int tile) {
     return shared.keys + (stages == 2 ? tile % 2 : 0) * LatentShared<V, R>::tile;
   };
@@ -144,15 +144,15 @@ __global__ void __launch_bounds__(128) latent_any_size_kernel(LatentPass<C> in) 
     __syncthreads();
     float next = level;
     for (int j = 0; j < keys; ++j) next = fminf(next, -score[j] * in.scale2);
-    const float keep = power_of_two(next - level);
+    const float keep = exp2_fast(next - level);
     float weights = 0;
-    for (int j = 0; j < keys; ++j) weights += power_of_two(dsv3::fma(score[j], in.scale2, next));
+    for (int j = 0; j < keys; ++j) weights += exp2_fast(dsv3::fma(score[j], in.scale2, next));
     denominator = dsv3::fma(denominator, keep, weights);
     level = next;
     for (Index d = threadIdx.x; d < width; d += 128) {
       float own = sum[d] * keep;
       for (int j = 0; j < keys; ++j)
-        own = dsv3::fma(power_of_two(dsv3::fma(score[j], in.scale2, next)),
+        own = dsv3::fma(exp2_fast(dsv3::fma(score[j], in.scale2, next)),
                         float(in.pages.template latent_as<bf16>(slot[j], d)), own);
       sum[d] = own;
     }
@@ -177,14 +177,13 @@ __global__ void __launch_bounds__(128) latent_combine_kernel(LatentPass<C> in) {
   for (int step = 16; step > 0; step /= 2) level = fminf(level, __shfl_xor_sync(~0u, level, step));
 #pragma unroll 8
   for (int s = 0; s < splits; ++s)
-    denominator =
-        dsv3::fma(in.denominator(at, s), power_of_two(level - in.level(at, s)), denominator);
+    denominator = dsv3::fma(in.denominator(at, s), exp2_fast(level - in.level(at, s)), denominator);
   for (Index d = 4 * threadIdx.x; d < in.o.extent(2); d += 4 * 128) {
     float sum[4] = {};
 #pragma unroll 8
     for (int s = 0; s < splits; ++s) {
       const float4 add = *reinterpret_cast<const float4*>(&in.sum(at, s, d));
-      const float weight = power_of_two(level - in.level(at, s));
+      const float weight = exp2_fast(level - in.level(at, s));
       sum[0] = dsv3::fma(add.x, weight, sum[0]);
       sum[1] = dsv3::fma(add.y, weight, sum[1]);
       sum[2] = dsv3::fma(add.z, weight, sum[2]);
@@ -212,8 +211,8 @@ void launch_latent_kernel(Cuda& cuda, Kernel kernel, const std::string& sizes, I
   if (bytes > 0)
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
                caller, "cudaFuncSetAttribute", sizes);
-  kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads),
-           static_cast<std::size_t>(bytes), cuda.stream()>>>(args...);
+  detail::launch(cuda, kernel, static_cast<unsigned>(blocks), static_cast<unsigned>(threads),
+                 static_cast<std::size_t>(bytes), args...);
   check_cuda(cudaGetLastError(), caller, "launch", sizes);
 }
 

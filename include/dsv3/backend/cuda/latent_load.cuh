@@ -34,29 +34,15 @@ __device__ inline void load_latent_rows(const bf16* from, Index begins, Index wi
   }
 }
 
-// Two codes as floats, exactly.
-__device__ inline float2 floats_of(std::uint16_t codes, e4m3) {
-#if __CUDA_ARCH__ >= 890
-  std::uint32_t halves;
-  float low, high;
-  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(codes));
-  asm("{.reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h;}"
-      : "=f"(low), "=f"(high)
-      : "r"(halves));
-  return {low, high};
-#else
-  return {e4m3::format::decode(codes & 0xFFu), e4m3::format::decode(codes >> 8)};
-#endif
-}
-
 // Eight codes times their scale, as CachePages::latent_as<bf16> rounds them.
 __device__ inline uint4 latent_of_codes(std::uint32_t low, std::uint32_t high, float scale) {
   std::uint32_t words[4];
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
     const std::uint32_t pair = (j < 2 ? low : high) >> (16 * (j % 2));
-    const float2 value = floats_of(static_cast<std::uint16_t>(pair), e4m3{});
-    words[j] = pack_bf16(value.x * scale, value.y * scale);
+    float low_value, high_value;
+    decode_pair<e4m3>(pair, low_value, high_value);
+    words[j] = pack_bf16(low_value * scale, high_value * scale);
   }
   return {words[0], words[1], words[2], words[3]};
 }

@@ -3,7 +3,7 @@
 #pragma once
 
 #include <dsv3/backend/cuda/latent_attention.hpp>
-#include <dsv3/backend/cuda/mma.cuh>
+#include <dsv3/backend/cuda/ptx.cuh>
 #include <dsv3/core/math.hpp>
 
 namespace dsv3::detail {
@@ -102,12 +102,6 @@ struct LatentShared {
   }
 };
 
-__device__ inline float power_of_two(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 // The softmax of a tile, for a warp that holds 16 rows and 32 keys of its scores. Warp w has rows
 // from 16 (w % 4) and the half w / 4 of the keys; s[4 n + 2 h + e] is row lane / 4 + 8 h and key
 // 8 n + 2 (lane % 4) + e of them. Both halves know the largest of all keys; each thread adds up the
@@ -154,13 +148,13 @@ struct LatentSoftmax {
       const float tile = -(a > b ? a : b) * scale2;
       const float next = tile < level[h] ? tile : level[h];
       const float used = next == infinity ? 0.0f : next;  // a row that sees nothing yet
-      keep[h] = power_of_two(used - level[h]);
+      keep[h] = exp2_fast(used - level[h]);
       level[h] = next;
       float sum = 0;
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
-        const float low = power_of_two(dsv3::fma(s[4 * n + 2 * h], scale2, used));
-        const float high = power_of_two(dsv3::fma(s[4 * n + 2 * h + 1], scale2, used));
+        const float low = exp2_fast(dsv3::fma(s[4 * n + 2 * h], scale2, used));
+        const float high = exp2_fast(dsv3::fma(s[4 * n + 2 * h + 1], scale2, used));
         const std::uint32_t pair = pack_bf16(low, high);
         *reinterpret_cast<std::uint32_t*>(shared.weights + latent_at(row(h), 4 * half() + n) +
                                           2 * (lane % 4)) = pair;

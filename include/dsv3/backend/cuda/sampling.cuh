@@ -1,6 +1,7 @@
 // Choosing tokens where the logits are: one block of threads for each row.
 #pragma once
 
+#include <dsv3/backend/cuda/launch.cuh>
 #include <dsv3/backend/cuda/sampling.hpp>
 #include <dsv3/backend/cuda/team.cuh>
 
@@ -20,8 +21,8 @@ __global__ void __launch_bounds__(sample_threads) sample_kernel(SampleRow<A> row
 template <class A>
 void fused_rows(Cuda& cuda, Index rows, const detail::SampleRow<A>& row) {
   if (rows == 0) return;
-  detail::sample_kernel<A>
-      <<<static_cast<unsigned>(rows), detail::sample_threads, 0, cuda.stream()>>>(row);
+  detail::launch(cuda, detail::sample_kernel<A>, static_cast<unsigned>(rows),
+                 detail::sample_threads, 0, row);
   detail::check_cuda(cudaGetLastError(), "fused_rows of sampling", "launch",
                      std::to_string(rows) + " x " + std::to_string(row.logits.extent(1)));
 }

@@ -3,6 +3,7 @@
 
 #include <dsv3/backend/cuda/block_team.hpp>
 #include <dsv3/backend/cuda/context.hpp>
+#include <dsv3/backend/cuda/launch.cuh>
 
 namespace dsv3 {
 namespace detail {
@@ -51,8 +52,8 @@ __global__ void __launch_bounds__(cuda_team_size) row_kernel(Index rows, Body bo
 template <class Body>
 void for_each_row(Cuda& cuda, Index rows, Body body) {
   if (rows == 0) return;
-  detail::row_kernel<<<static_cast<unsigned>(rows < 65535 ? rows : 65535), detail::cuda_team_size,
-                       0, cuda.stream()>>>(rows, body);
+  detail::launch(cuda, detail::row_kernel<Body>, static_cast<unsigned>(rows < 65535 ? rows : 65535),
+                 detail::cuda_team_size, 0, rows, body);
   detail::check_cuda(cudaGetLastError(), "for_each_row", "launch", std::to_string(rows) + " rows");
 }
 

@@ -15,21 +15,16 @@ __device__ void widen(std::uint32_t codes, std::uint32_t& low, std::uint32_t& hi
     high = __byte_perm(codes, 0, 0x3424);
   } else {
 #if __CUDA_ARCH__ >= 890
-    asm("{.reg .b16 l, h;\n\t"
-        "mov.b32 {l, h}, %2;\n\t"
-        "cvt.rn.f16x2.e4m3x2 %0, l;\n\t"
-        "cvt.rn.f16x2.e4m3x2 %1, h;}"
-        : "=r"(low), "=r"(high)
-        : "r"(codes));
+    low = halves_of<C>(codes & 0xFFFFu);
+    high = halves_of<C>(codes >> 16);
 #else
     // With the exponent moved over, fp16 reads 2^-8 of the value, subnormals included. A code that
     // is NaN gets all ones after the sign.
     const auto pair = [](std::uint32_t upper) {
       const std::uint32_t nan = ((upper & 0x7F007F00u) + 0x01000100u) & 0x80008000u;
       const std::uint32_t scaled = (upper & 0x80008000u) | (upper & 0x7F007F00u) >> 1;
-      std::uint32_t value;
-      asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(value) : "r"(scaled), "r"(0x5C005C00u));  // 2^8
-      return value | (nan - (nan >> 15));
+      return multiply_halves(scaled, 0x5C005C00u) |  // by 2^8
+             (nan - (nan >> 15));
     };
     low = pair(__byte_perm(codes, 0, 0x1404));
     high = pair(__byte_perm(codes, 0, 0x3424));
@@ -136,7 +131,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks)
   if (part.row >= part.c.extent(0)) return;
 
   const int thread = static_cast<int>(threadIdx.x);
-  const std::uint32_t memory = shared_address(tile_memory);
+  const std::uint32_t memory = shared_address(dynamic_shared());
   using Left = CodeCopies<left_along_k, Shape::rows, Shape::threads, CA, aligned>;
   using Right = CodeCopies<right_along_k, Shape::columns, Shape::threads, CB, aligned>;
   Left left(part.a.codes, part.row, thread, memory);
@@ -172,7 +167,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks)
       thread < Shape::rows
           ? ScaleReader(left_scales, part.row + thread, part.c.extent(0))
           : ScaleReader(right_scales, part.column + thread - Shape::rows, part.c.extent(1));
-  float* const scales = reinterpret_cast<float*>(tile_memory + Memory::scales);
+  float* const scales = reinterpret_cast<float*>(dynamic_shared() + Memory::scales);
 
   const int depth = static_cast<int>(part.a.extent(left_along_k ? 1 : 0));
   const int tiles = (depth + tile_depth - 1) / tile_depth;

@@ -1,42 +1,10 @@
 // How tiles come from device memory into shared memory.
 #pragma once
 
-#include <dsv3/backend/cuda/mma.cuh>
+#include <dsv3/backend/cuda/ptx.cuh>
 #include <dsv3/backend/cuda/tile_layout.hpp>
 
 namespace dsv3::detail {
-
-// The shared memory of a kernel whose tiles take more than a block has by default.
-extern __shared__ __align__(128) unsigned char tile_memory[];
-
-// As in mma.cuh, by addresses of shared memory, which tiles compute with.
-__device__ inline void load_matrices(std::uint32_t (&r)[4], std::uint32_t row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(row));
-}
-__device__ inline void load_transposed(std::uint32_t (&r)[4], std::uint32_t row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(row));
-}
-__device__ inline void load_16_bytes(std::uint32_t (&r)[4], std::uint32_t from) {
-  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(from)
-               : "memory");
-}
-__device__ inline void store_16_bytes(std::uint32_t to, std::uint32_t x, std::uint32_t y,
-                                      std::uint32_t z, std::uint32_t w) {
-  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x), "r"(y), "r"(z), "r"(w)
-               : "memory");
-}
-// The first `bytes` of 16 bytes; the others become zeros and are not read.
-__device__ inline void copy_bytes_async(std::uint32_t to, const void* from, int bytes) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-               "r"(bytes)
-               : "memory");
-}
 
 __device__ inline std::uint32_t bits_of(bf16 x) { return x.bits; }
 __device__ inline std::uint32_t bits_of(e4m3 x) { return x.code; }

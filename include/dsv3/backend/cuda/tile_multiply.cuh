@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks)
   constexpr std::uint32_t left_bytes = OperandTile<left_along_k, Shape::rows>::bytes;
   constexpr std::uint32_t stage_bytes =
       left_bytes + OperandTile<right_along_k, Shape::columns>::bytes;
-  const std::uint32_t memory = shared_address(tile_memory);
+  const std::uint32_t memory = shared_address(dynamic_shared());
   const int thread = static_cast<int>(threadIdx.x);
   TileCopies<left_along_k, Shape::rows, Shape::threads, bf16, aligned> left(part.a, part.row,
                                                                             thread);

@@ -4,6 +4,7 @@
 // not on other rows, on the tiles or on the number of experts.
 #pragma once
 
+#include <dsv3/backend/cuda/launch.cuh>
 #include <dsv3/backend/cuda/tile_codes.cuh>
 #include <dsv3/backend/cuda/tile_plain.cuh>
 
@@ -56,8 +57,8 @@ void launch_tiles(Cuda& cuda, const char* caller, void (*kernel)(Problem, TileGr
   if (bytes > 48 * 1024)
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
           "cudaFuncSetAttribute");
-  kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads),
-           static_cast<std::size_t>(bytes), cuda.stream()>>>(problem, grid);
+  detail::launch(cuda, kernel, static_cast<unsigned>(blocks), static_cast<unsigned>(threads),
+                 static_cast<std::size_t>(bytes), problem, grid);
   check(cudaGetLastError(), "launch");
 }
 

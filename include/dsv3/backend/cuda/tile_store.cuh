@@ -1,7 +1,7 @@
 // How a warp's results leave its registers, where the tensor core has left them.
 #pragma once
 
-#include <dsv3/backend/cuda/mma.cuh>
+#include <dsv3/backend/cuda/ptx.cuh>
 
 namespace dsv3::detail {
 
