@@ -16,7 +16,7 @@ using dsv3::Index;
 class Machine {
  public:
   static constexpr int most_threads = 1024;
-  static constexpr std::size_t largest_value = 16;
+  static constexpr std::size_t largest_value = 24;  // the fragments of a product
 
   explicit Machine(std::uint64_t seed) : fibers_(most_threads, seed), threads_(most_threads) {}
 

@@ -93,6 +93,9 @@ class Fibers {
     throw std::logic_error("emulated block: not all threads reach the same barriers and shuffles");
   }
 
+  /// The fiber that runs.
+  int running() const { return running_; }
+
   /// Of a fiber: waits for all.
   void barrier(int fiber) {
     if (++at_barrier_ == count_) {

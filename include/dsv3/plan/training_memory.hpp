@@ -4,6 +4,7 @@
 #include <dsv3/nn/chunks.hpp>
 #include <dsv3/plan/pass.hpp>
 #include <dsv3/plan/weights.hpp>
+#include <dsv3/train/adamw.hpp>
 
 namespace dsv3::plan {
 
@@ -12,13 +13,13 @@ struct TrainingMemory {
   Index weights = 0;    ///< masters, operands, gate biases
   Index gradients = 0;  ///< in the masters' type
   Index moments = 0;    ///< AdamW's two
-  Index counters = 0;   ///< the experts' load, losses, sums of the gradient norm
+  Index counters = 0;   ///< the experts' load, losses, sums of the gradient norm, AdamW's rule
   Index pass = 0;       ///< everything kept for backward, and the largest scratch
 
   constexpr Index total() const { return weights + gradients + moments + counters + pass; }
 };
 
-/// Bytes of the trainer's counters, where every tensor is trained.
+/// Bytes of the trainer's counters, where every tensor is trained, in one group.
 template <class P>
 Index counter_bytes(const ModelConfig& c) {
   Arena arena, counters;
@@ -33,6 +34,7 @@ Index counter_bytes(const ModelConfig& c) {
   counters.take<double>({partial_sums});
   counters.take<double>({2 + c.num_nextn_predict_layers});
   counters.take<double>({2});
+  counters.take<AdamW>({1});
   return counters.used();
 }
 

@@ -1,0 +1,26 @@
+// No wgmma here.
+#pragma once
+
+#include <dsv3/backend/cuda/attention_launch.cuh>
+
+namespace dsv3::detail {
+
+template <int, bool>
+struct AttentionHopperShape {};
+template <class>
+bool attention_hopper_fits(const Cuda&, const AttentionTask&) {
+  return false;
+}
+template <class, bool>
+void attention_hopper_forward_as(auto&&...) {}
+
+struct AttentionHopperBackward {
+  Cuda& cuda;
+  const AttentionBackwardTask& task;
+
+  bool fits() const { return false; }
+  template <bool>
+  void run(auto&&...) const {}
+};
+
+}  // namespace dsv3::detail
