@@ -35,6 +35,17 @@ class Machine {
     return value;
   }
 
+  /// Of a thread: f(lane) is the value that a thread of its warp brings, until the next exchange.
+  template <class A>
+  auto of_warp(int thread, const A& value) {
+    const std::size_t turn = bring(thread, value);
+    return [first = &threads_[static_cast<std::size_t>(thread / 32 * 32)], turn](int lane) {
+      A brought;
+      std::memcpy(&brought, first[lane].brought[turn], sizeof(A));
+      return brought;
+    };
+  }
+
   /// Of a thread: the threads of its warp that bring the same value, as bits.
   template <class A>
   std::uint32_t match(int thread, A value) {

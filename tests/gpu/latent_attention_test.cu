@@ -217,9 +217,10 @@ struct Fixture {
                              {sum.data, {count, shape.heads, shape.latent}},
                              {o_rows.data, {count, shape.heads, shape.latent}}});
     Device<double> exact(rows * shape.latent), size(rows * shape.latent);
-    exact_rows<C><<<static_cast<unsigned>(rows), 128, 0, cuda.stream()>>>(
-        ql, qq, pages, table, scale, {exact.data, {count, shape.heads, shape.latent}},
-        {size.data, {count, shape.heads, shape.latent}});
+    dsv3::detail::launch(cuda, exact_rows<C>, static_cast<unsigned>(rows), 128, 0, ql, qq, pages,
+                         table, scale,
+                         View<double, 3>{exact.data, {count, shape.heads, shape.latent}},
+                         View<double, 3>{size.data, {count, shape.heads, shape.latent}});
     cuda.wait("test");
     outcome.rows = o_rows.host(), outcome.exact = exact.host(), outcome.size = size.host();
     return outcome;

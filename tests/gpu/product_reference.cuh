@@ -220,9 +220,9 @@ class ExactSums {
   template <Product p, class A, class B, class TC>
   void add(Index first, const A& a, const B& b, const View<TC, 2>& c, bool add) {
     if (c.size() == 0) return;
-    exact_kernel<p>
-        <<<static_cast<unsigned>(groups_of(c.size(), 128)), 128, 0, device()->stream()>>>(
-            a, b, c, device_ + first, add);
+    detail::launch(*device(), exact_kernel<p, A, B, TC>,
+                   static_cast<unsigned>(groups_of(c.size(), 128)), 128, 0, a, b, c,
+                   device_ + first, add);
     detail::check_cuda(cudaGetLastError(), "exact_kernel", "launch");
   }
   std::vector<Exact> download() {

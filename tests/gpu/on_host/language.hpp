@@ -45,7 +45,7 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
-namespace on_host {
+namespace cuda_on_host {
 
 /// A multiprocessor that runs one block at a time. Shared memory is poisoned when a block starts.
 class Multiprocessor {
@@ -140,49 +140,59 @@ T of_lane(T value, int from) {
   return here().machine().take(thread, thread / 32 * 32 + from, value);
 }
 
-}  // namespace on_host
+/// f(lane): what that lane of the running thread's warp brings to the same call.
+template <class T>
+auto of_warp(const T& value) {
+  return here().machine().of_warp(here().thread(), value);
+}
 
-#define threadIdx (uint3{static_cast<unsigned>(::on_host::here().thread()), 0, 0})
-#define blockIdx (::on_host::here().block())
-#define gridDim (::on_host::here().grid())
-#define blockDim (dim3{::on_host::here().threads()})
+}  // namespace cuda_on_host
 
-inline void __syncthreads() { on_host::here().machine().fibers().barrier(on_host::here().thread()); }
+#define threadIdx (uint3{static_cast<unsigned>(::cuda_on_host::here().thread()), 0, 0})
+#define blockIdx (::cuda_on_host::here().block())
+#define gridDim (::cuda_on_host::here().grid())
+#define blockDim (dim3{::cuda_on_host::here().threads()})
+
+inline void __syncthreads() {
+  cuda_on_host::here().machine().fibers().barrier(cuda_on_host::here().thread());
+}
 inline void __syncwarp(unsigned = ~0u) {
-  on_host::here().machine().fibers().warp_barrier(on_host::here().thread());
+  cuda_on_host::here().machine().fibers().warp_barrier(cuda_on_host::here().thread());
 }
 inline int __syncthreads_count(bool vote) {
-  auto& votes = on_host::here().votes();
-  votes[static_cast<std::size_t>(on_host::here().thread())] = vote;
+  auto& votes = cuda_on_host::here().votes();
+  votes[static_cast<std::size_t>(cuda_on_host::here().thread())] = vote;
   __syncthreads();
   int count = 0;
-  for (unsigned i = 0; i < on_host::here().threads(); ++i) count += votes[i];
+  for (unsigned i = 0; i < cuda_on_host::here().threads(); ++i) count += votes[i];
   __syncthreads();
   return count;
 }
 template <class T>
 T __shfl_sync(unsigned, T value, int lane) {
-  return on_host::of_lane(value, lane & 31);
+  return cuda_on_host::of_lane(value, lane & 31);
 }
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int by) {
-  return on_host::of_lane(value, on_host::here().lane() ^ by);
+  return cuda_on_host::of_lane(value, cuda_on_host::here().lane() ^ by);
 }
 template <class T>
 T __shfl_down_sync(unsigned, T value, unsigned by) {
-  const int lane = on_host::here().lane(), from = lane + static_cast<int>(by);
-  return on_host::of_lane(value, from < 32 ? from : lane);
+  const int lane = cuda_on_host::here().lane(), from = lane + static_cast<int>(by);
+  return cuda_on_host::of_lane(value, from < 32 ? from : lane);
 }
 inline unsigned __reduce_max_sync(unsigned, unsigned value) {
-  for (int by = 16; by > 0; by /= 2) value = std::max(value, __shfl_xor_sync(~0u, value, by));
+  const auto brought = cuda_on_host::of_warp(value);
+  for (int lane = 0; lane < 32; ++lane) value = std::max(value, brought(lane));
   return value;
 }
 inline unsigned __reduce_min_sync(unsigned, unsigned value) {
-  for (int by = 16; by > 0; by /= 2) value = std::min(value, __shfl_xor_sync(~0u, value, by));
+  const auto brought = cuda_on_host::of_warp(value);
+  for (int lane = 0; lane < 32; ++lane) value = std::min(value, brought(lane));
   return value;
 }
 inline unsigned __match_any_sync(unsigned, int value) {
-  return on_host::here().machine().match(on_host::here().thread(), value);
+  return cuda_on_host::here().machine().match(cuda_on_host::here().thread(), value);
 }
 inline unsigned __ballot_sync(unsigned, bool vote) {
   const unsigned same = __match_any_sync(~0u, vote);
@@ -227,3 +237,24 @@ using cudaStream_t = void*;
 constexpr int cudaFuncAttributeMaxDynamicSharedMemorySize = 0;
 inline cudaError_t cudaFuncSetAttribute(auto, int, int) { return cudaSuccess; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+inline const char* cudaGetErrorString(cudaError_t) { return "no error"; }
+inline cudaError_t cudaMalloc(auto** memory, std::size_t bytes) {
+  *reinterpret_cast<void**>(memory) = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+  if (!*memory) throw std::bad_alloc();
+  return cudaSuccess;
+}
+inline cudaError_t cudaFree(void* memory) {
+  std::free(memory);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemset(void* memory, int value, std::size_t bytes) {
+  std::memset(memory, value, bytes);
+  return cudaSuccess;
+}
+enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost };
+inline cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind) {
+  std::memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }

@@ -14,11 +14,16 @@ bool attention_hopper_fits(const Cuda&, const AttentionTask&) {
 template <class, bool>
 void attention_hopper_forward_as(auto&&...) {}
 
+enum class AttentionPart { queries, keys, values };
+
 struct AttentionHopperBackward {
   Cuda& cuda;
   const AttentionBackwardTask& task;
 
   bool fits() const { return false; }
+  int maps() const { return 0; }
+  template <AttentionPart, bool>
+  void sum(auto&&...) const {}
   template <bool>
   void run(auto&&...) const {}
 };

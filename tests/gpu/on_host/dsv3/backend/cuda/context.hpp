@@ -33,7 +33,7 @@ class Cuda {
   cudaStream_t stream() const { return nullptr; }
   int capability() const { return 80; }
   int multiprocessors() const { return 2; }
-  int shared_bytes() const { return static_cast<int>(on_host::Multiprocessor::shared_bytes); }
+  int shared_bytes() const { return static_cast<int>(cuda_on_host::Multiprocessor::shared_bytes); }
   void* workspace() const { return workspace_.get(); }
 
   struct Fault {
@@ -53,7 +53,7 @@ class Cuda {
                                 std::to_string(found.bound) + ")");
   }
 
-  on_host::Multiprocessor& multiprocessor() { return multiprocessor_; }
+  cuda_on_host::Multiprocessor& multiprocessor() { return multiprocessor_; }
   void started(const void* kernel) { kernels_.insert(kernel); }
   /// How many different kernels have started.
   std::size_t kernels() const { return kernels_.size(); }
@@ -62,7 +62,7 @@ class Cuda {
   CudaOptions options_;
   Fault fault_;
   std::unique_ptr<std::byte[]> workspace_{new std::byte[workspace_bytes]};
-  on_host::Multiprocessor multiprocessor_;
+  cuda_on_host::Multiprocessor multiprocessor_;
   std::set<const void*> kernels_;
 };
 

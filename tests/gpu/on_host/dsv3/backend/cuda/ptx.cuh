@@ -1,5 +1,5 @@
-// The instructions of ptx.cuh in words of C++, as the PTX manual defines them. An address of 32 bits
-// counts from the dynamic shared memory. What a GPU faults at is an exception.
+// The instructions of ptx.cuh in words of C++, as the PTX manual defines them. An address of 32
+// bits counts from the dynamic shared memory. What a GPU faults at is an exception.
 #pragma once
 
 #include <dsv3/core/math.hpp>
@@ -9,7 +9,7 @@
 
 namespace dsv3::detail {
 
-inline unsigned char* dynamic_shared() { return on_host::Multiprocessor::dynamic(); }
+inline unsigned char* dynamic_shared() { return cuda_on_host::Multiprocessor::dynamic(); }
 
 inline std::uint32_t shared_address(const void* pointer) {
   return static_cast<std::uint32_t>(static_cast<const unsigned char*>(pointer) - dynamic_shared());
@@ -24,18 +24,17 @@ unsigned char* at_shared(std::uint32_t address) {
 
 // Element (i, j) of matrix m: lanes 8 m ... bring where its rows begin.
 inline void load_matrices_as(std::uint32_t (&r)[4], std::uint32_t row, bool transposed) {
-  const int lane = on_host::here().lane();
+  const int lane = cuda_on_host::here().lane();
   const auto element = [](std::uint32_t at, int j) {
     std::uint16_t bits;
     std::memcpy(&bits, at_shared<16>(at) + 2 * j, 2);
     return std::uint32_t{bits};
   };
-  std::uint32_t rows[32];
-  for (int i = 0; i < 32; ++i) rows[i] = on_host::of_lane(row, i);
+  const auto rows = cuda_on_host::of_warp(row);
   for (int m = 0; m < 4; ++m) {
     const int i = lane / 4, j = 2 * (lane % 4);
-    r[m] = transposed ? element(rows[8 * m + j], i) | element(rows[8 * m + j + 1], i) << 16
-                      : element(rows[8 * m + i], j) | element(rows[8 * m + i], j + 1) << 16;
+    r[m] = transposed ? element(rows(8 * m + j), i) | element(rows(8 * m + j + 1), i) << 16
+                      : element(rows(8 * m + i), j) | element(rows(8 * m + i), j + 1) << 16;
   }
 }
 inline void load_matrices(std::uint32_t (&r)[4], std::uint32_t row) {
@@ -53,11 +52,19 @@ inline void load_transposed(std::uint32_t (&r)[4], const void* row) {
 
 // The value of fp16.
 inline float half_value(std::uint32_t bits) {
-  const int exponent = static_cast<int>(bits >> 10 & 31), fraction = static_cast<int>(bits & 1023);
-  const float sign = bits & 0x8000u ? -1.0f : 1.0f;
-  if (exponent == 31) return fraction ? NAN : sign * INFINITY;
-  return sign * (exponent ? std::ldexp(1024.0f + static_cast<float>(fraction), exponent - 25)
-                          : std::ldexp(static_cast<float>(fraction), -24));
+  static const std::vector<float> values = [] {
+    std::vector<float> all(65536);
+    for (std::uint32_t b = 0; b < 65536; ++b) {
+      const int exponent = static_cast<int>(b >> 10 & 31), fraction = static_cast<int>(b & 1023);
+      const float size = exponent == 31 ? (fraction ? NAN : INFINITY)
+                         : exponent
+                             ? std::ldexp(1024.0f + static_cast<float>(fraction), exponent - 25)
+                             : std::ldexp(static_cast<float>(fraction), -24);
+      all[b] = b & 0x8000u ? -size : size;
+    }
+    return all;
+  }();
+  return values[bits];
 }
 
 // The sum of 16 products in double, then rounded: closer than a tensor core, whose sums have fewer
@@ -66,22 +73,34 @@ inline void multiply_as(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_
                         std::uint32_t b1, auto&& value) {
   struct Fragments {
     std::uint32_t word[6];
-  } own{{a[0], a[1], a[2], a[3], b0, b1}}, all[32];
-  for (int i = 0; i < 32; ++i) all[i] = on_host::of_lane(own, i);
-  const auto half = [&](std::uint32_t pair, int i) { return value(pair >> 16 * i & 0xFFFFu); };
-  // a (i, k): word (i / 8) + 2 (k / 8) of lane 4 (i % 8) + k % 8 / 2.
-  const auto of_a = [&](int i, int k) {
-    return half(all[4 * (i % 8) + k % 8 / 2].word[i / 8 + 2 * (k / 8)], k % 2);
   };
-  const auto of_b = [&](int k, int j) {
-    return half(all[4 * j + k % 8 / 2].word[4 + k / 8], k % 2);
+  const auto brought = cuda_on_host::of_warp(Fragments{{a[0], a[1], a[2], a[3], b0, b1}});
+  // Elements k, k + 1 and k + 8, k + 9 of a row of a, or of a column of b, are two words of lane
+  // 4 (row or column) + k / 2.
+  const int lane = cuda_on_host::here().lane();
+  double rows[2][16], columns[2][16];
+  const auto unpack = [&](double(&to)[16], int k, std::uint32_t first, std::uint32_t second) {
+    to[k] = value(first & 0xFFFFu), to[k + 1] = value(first >> 16);
+    to[k + 8] = value(second & 0xFFFFu), to[k + 9] = value(second >> 16);
   };
-  const int lane = on_host::here().lane();
+  for (int i = 0; i < 4; ++i) {
+    const Fragments of_row = brought(lane / 4 * 4 + i);
+    unpack(rows[0], 2 * i, of_row.word[0], of_row.word[2]);
+    unpack(rows[1], 2 * i, of_row.word[1], of_row.word[3]);
+    for (int j = 0; j < 2; ++j) {
+      const Fragments of_column = brought(4 * (2 * (lane % 4) + j) + i);
+      unpack(columns[j], 2 * i, of_column.word[4], of_column.word[5]);
+    }
+  }
+  using Four [[gnu::vector_size(32)]] = double;  // an extension of g++ and clang++
   for (int n = 0; n < 4; ++n) {
-    const int i = lane / 4 + n / 2 * 8, j = 2 * (lane % 4) + n % 2;
-    double sum = 0;
-    for (int k = 0; k < 16; ++k) sum += double(of_a(i, k)) * double(of_b(k, j));
-    c[n] = static_cast<float>(double(c[n]) + sum);
+    Four sum = {double(c[n]), 0, 0, 0}, x, y;
+    for (int k = 0; k < 16; k += 4) {
+      std::memcpy(&x, &rows[n / 2][k], sizeof x);
+      std::memcpy(&y, &columns[n % 2][k], sizeof y);
+      sum += x * y;
+    }
+    c[n] = static_cast<float>((sum[0] + sum[1]) + (sum[2] + sum[3]));
   }
 }
 inline void multiply_bf16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
@@ -100,23 +119,23 @@ inline void require_aligned(const void* from, std::uintptr_t bytes, bool read) {
 }
 inline void copy_async(std::uint32_t to, const void* from, bool inside) {
   require_aligned(from, 16, inside);
-  on_host::here().copy({at_shared<16>(to), from, inside ? 16 : 0, inside ? 0 : 16});
+  cuda_on_host::here().copy({at_shared<16>(to), from, inside ? 16 : 0, inside ? 0 : 16});
 }
 inline void copy_word_async(std::uint32_t to, const void* from, bool inside) {
   require_aligned(from, 4, inside);
-  on_host::here().copy({at_shared<4>(to), from, inside ? 4 : 0, inside ? 0 : 4});
+  cuda_on_host::here().copy({at_shared<4>(to), from, inside ? 4 : 0, inside ? 0 : 4});
 }
 inline void copy_async(void* to, const void* from, bool inside) {
   copy_async(shared_address(to), from, inside);
 }
 inline void copy_bytes_async(std::uint32_t to, const void* from, int bytes) {
   require_aligned(from, 16, bytes > 0);
-  on_host::here().copy({at_shared<16>(to), from, bytes, 16 - bytes});
+  cuda_on_host::here().copy({at_shared<16>(to), from, bytes, 16 - bytes});
 }
-inline void copies_end_group() { on_host::here().end_group(); }
+inline void copies_end_group() { cuda_on_host::here().end_group(); }
 template <int pending>
 void wait_for_copies() {
-  on_host::here().wait_for_copies(pending);
+  cuda_on_host::here().wait_for_copies(pending);
 }
 
 inline void load_16_bytes(std::uint32_t (&r)[4], std::uint32_t from) {
@@ -136,7 +155,7 @@ inline void load_two_floats(float& first, float& second, std::uint32_t from) {
 }
 
 inline Index reread(Index x) { return x; }
-inline int reread_thread() { return on_host::here().thread(); }
+inline int reread_thread() { return cuda_on_host::here().thread(); }
 
 inline std::uint32_t pack_bf16(float low, float high) {
   return bf16(low).bits | std::uint32_t{bf16(high).bits} << 16;
@@ -147,6 +166,7 @@ inline std::uint32_t multiply_halves(std::uint32_t a, std::uint32_t b) {
   const auto product = [](std::uint32_t x, std::uint32_t y) {
     const float exact = half_value(x) * half_value(y), size = std::fabs(exact);
     const std::uint32_t sign = (x ^ y) & 0x8000u;
+    if (size == 0) return sign;
     if (!(size < 65536.0f)) return sign | (size != size ? 0x7FFFu : 0x7C00u);
     int power = 0;
     std::frexp(size, &power);  // size in [2^(power - 1), 2^power)
