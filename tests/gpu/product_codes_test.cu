@@ -98,15 +98,18 @@ void check_sizes() {
   for (const Index m : {1, 7, 33, 64, 129, 300})
     for (const Index n : {1, 33, 129, 300})
       for (const Index k : {1, 7, 33, 64, 129, 300}) {
+        if (left_out(number++)) continue;
         const Groups right = p == Product::tn ? Groups{1, 128} : Groups{128, 128};
-        failed += !check<p, CA, CB, TC>(m, n, k, {1, 128}, right, number + number / 6);
-        ++number;
+        failed += !check<p, CA, CB, TC>(m, n, k, {1, 128}, right, number - 1 + (number - 1) / 6);
         REQUIRE(failed < 3);
       }
   for (const Groups left : {Groups{1, 32}, {1, 64}, {1, 256}, {0, 0}, {128, 128}, {1, 40}, {1, 96}})
     for (const Groups right : {Groups{64, 64}, {1, 128}, {0, 0}, {256, 256}, {32, 32}, {40, 24}})
       for (int i = 0; i < 2; ++i) {
-        failed += !check<p, CA, CB, TC>(130, 200, 500, left, right, number++);
+        if (left_out(number++)) continue;
+        const Index size = on_fibers ? 40 : 0;
+        failed += !check<p, CA, CB, TC>(130 - size, 200 - 3 * size, 500 - 5 * size, left, right,
+                                        number - 1);
         REQUIRE(failed < 3);
       }
   CHECK(failed == 0);
@@ -192,6 +195,7 @@ TEST_CASE("Grouped products of codes begin groups anew where eigen.hpp does") {
     for (const Index tile : {128, 32, 0, 40})
       for (const bool add : {false, true})
         for (const Index n : {129, 144}) {
+          if (on_fibers && (experts == 64 || add != (n == 144))) continue;
           check_grouped<Product::nt, e4m3, bf16>(experts, n, 272, tile, add);
           check_grouped<Product::nn, e4m3, bf16>(experts, n, 272, tile, add);
           check_grouped<Product::tn, e4m3, float>(experts, n, 48, tile, add);

@@ -49,7 +49,8 @@ void check_tiles() {
   for (const Index m : sizes)
     for (const Index n : sizes)
       for (const Index k : sizes) {
-        Random random(static_cast<std::uint32_t>(++number));
+        if (left_out(++number)) continue;
+        Random random(static_cast<std::uint32_t>(number));
         const bool add = number % 3 == 0, whole = (number + number / 6) % 2;  // of every k both
         const Index entries = number % 5 == 0 ? 2 : 1;
         const auto gaps = [&](Index i) {
@@ -90,7 +91,8 @@ void check_plain() {
   for (const Index m : sizes)
     for (const Index n : sizes)
       for (const Index k : sizes) {
-        Random random(static_cast<std::uint32_t>(++number));
+        if (left_out(++number)) continue;
+        Random random(static_cast<std::uint32_t>(number));
         const bool add = number % 2;
         auto a = operand<p, TA>(true, 1, m, k, ragged_gaps(number), random);
         auto b = operand<p, TB>(false, 1, n, k, ragged_gaps(number + 1), random);
@@ -158,7 +160,7 @@ void check_grouped(Index experts, Index n, Index k, bool add, bool whole) {
 
 template <class T, class TC>
 void check_all_grouped() {
-  for (const Index experts : {1, 5, 64})
+  for (const Index experts : {1, 5, on_fibers ? 5 : 64})
     for (const bool add : {false, true})
       for (const bool whole : {false, true}) {
         check_grouped<Product::nt, T, TC>(experts, 129, 72, add, whole);
@@ -250,7 +252,7 @@ TEST_CASE("A sum over nothing is zero; an empty output is left alone") {
 }
 
 TEST_CASE("Bits of a product depend on the element's own row and column alone") {
-  if (!device()) return;
+  if (!device() || on_fibers) return;
   check_neighbours<Product::nt, bf16, float>();
   check_neighbours<Product::nn, bf16, bf16>();
   check_neighbours<Product::tn, bf16, float>();
