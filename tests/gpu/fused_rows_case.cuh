@@ -153,8 +153,9 @@ std::vector<T> special_values(Index rows, Index columns, Index gap, std::uint32_
     for (Index j = 0; j < columns; ++j) {
       const auto at = static_cast<std::size_t>(i * (columns + gap) + j);
       const auto block = philox(static_cast<std::uint64_t>(at));
-      float value = (2 * dsv3::uniform(block.word[0]) - 1) *
-                    std::exp2(std::floor(dsv3::uniform(block.word[1]) * 24 - 12));
+      auto value =
+          static_cast<float>((2 * dsv3::uniform(block.word[0]) - 1) *
+                             std::exp2(std::floor(dsv3::uniform(block.word[1]) * 24 - 12)));
       const bool odd = block.word[2] & 1, rare = block.word[2] % 61 == 0;
       if (rows >= 12) {
         if (i == 0) value = odd ? 0.0f : -0.0f;

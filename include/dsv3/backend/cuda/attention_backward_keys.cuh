@@ -118,19 +118,18 @@ __device__ __forceinline__ void attention_keys_sweep(const AttentionBackwardTask
                                                      std::uint32_t memory, AttentionKeysUnit unit,
                                                      int head, int j0, int end) {
   const AttentionTask& in = task.in;
-  const auto load = [&](int head, int t, int end, int place) {
+  const auto load = [&](int h, int t, int last, int place) {
     const std::uint32_t stage = memory + Shape::stage + place * Shape::stage_bytes;
     load_attention_tile<Shape::width_qk, Shape::stream, Shape::threads, Shape::aligned>(
-        stage, attention_rows(in.q, t, head, 0, in.d_qk()), end - t);
+        stage, attention_rows(in.q, t, h, 0, in.d_qk()), last - t);
     load_attention_tile<Shape::width_v, Shape::stream, Shape::threads, Shape::aligned>(
-        stage + Shape::stage_v, attention_rows(task.d_o, t, head, 0, in.d_v()), end - t);
+        stage + Shape::stage_v, attention_rows(task.d_o, t, h, 0, in.d_v()), last - t);
     const int i = reread_thread();
     if (i < 2 * Shape::stream) {
       const int row = i % Shape::stream;
       const View<float, 2>& from = i < Shape::stream ? task.numbers.lse2 : task.numbers.delta;
-      const bool inside = t + row < end;
-      copy_word_async(stage + Shape::stage_numbers + i * 4, &from(head, inside ? t + row : t),
-                      inside);
+      const bool inside = t + row < last;
+      copy_word_async(stage + Shape::stage_numbers + i * 4, &from(h, inside ? t + row : t), inside);
     }
     copies_end_group();
   };

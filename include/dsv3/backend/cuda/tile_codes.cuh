@@ -105,16 +105,17 @@ struct PromotedProduct : WarpProduct<Shape, left_along_k, right_along_k, true> {
   // total = fma(sum, scale_a * scale_b, total), and the next segment's sum begins.
   __device__ void promote(const float* scales) {
     const int lane = threadIdx.x % 32;
-    const float* left = scales + this->row + lane / 4;
-    const float* right = scales + Shape::rows + this->column + lane % 4 * 2;
+    const float* by_row = scales + this->row + lane / 4;
+    const float* by_column = scales + Shape::rows + this->column + lane % 4 * 2;
 #pragma unroll
     for (int m = 0; m < Base::blocks_m; ++m)
 #pragma unroll
       for (int n = 0; n < Base::blocks_n; ++n)
 #pragma unroll
         for (int i = 0; i < 4; ++i)
-          total[m][n][i] = dsv3::fma(
-              this->sum[m][n][i], left[16 * m + i / 2 * 8] * right[8 * n + i % 2], total[m][n][i]);
+          total[m][n][i] =
+              dsv3::fma(this->sum[m][n][i], by_row[16 * m + i / 2 * 8] * by_column[8 * n + i % 2],
+                        total[m][n][i]);
     this->clear();
   }
 };
