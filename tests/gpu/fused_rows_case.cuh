@@ -14,6 +14,8 @@
 #include <memory>
 #include <vector>
 
+#include "where.hpp"
+
 namespace fused_test {
 
 using dsv3::bf16;

@@ -169,7 +169,49 @@ void compare_columns() {
   }
 }
 
+// Of floats from `first` on, `each` a row: how many reciprocals, or sigmoids of x and -x, have
+// other bits than by division.
+template <bool sigmoids>
+struct ExactRow {
+  std::uint32_t first;
+  Index each;
+  View<Index, 1> wrong;
+
+  DSV3_HD void operator()(auto team, Index row) const {
+    const auto differ = [](float a, float b) {
+      return Index{__builtin_bit_cast(std::uint32_t, a) != __builtin_bit_cast(std::uint32_t, b)};
+    };
+    const Index count = team.sum(each, [&](Index i) {
+      const auto bits = first + static_cast<std::uint32_t>(row * each + i);
+      const float x = __builtin_bit_cast(float, bits);
+      if constexpr (sigmoids)
+        return differ(dsv3::detail::sigmoid_within_87(x), dsv3::sigmoid(x)) +
+               differ(dsv3::detail::sigmoid_within_87(-x), dsv3::sigmoid(-x));
+      else
+        return differ(dsv3::detail::reciprocal(x), 1.0f / x);
+    });
+    team.once([&] { wrong(row) = count; });
+  }
+};
+
+template <bool sigmoids>
+void check_exact(std::uint32_t first, Index count) {
+  const auto cuda = gpu();
+  if (!cuda) return;
+  const Index each = 4096, rows = on_fibers ? 8 : count / each;
+  const Memory<Index> wrong(*cuda, rows);
+  for_each_row(*cuda, rows, ExactRow<sigmoids>{first, each, {wrong.data, {rows}}});
+  std::vector<Index> counts(static_cast<std::size_t>(rows));
+  copy_to_host(*cuda, counts.data(), wrong.data, rows * Index{sizeof(Index)});
+  for (const Index n : counts) REQUIRE(n == 0);
+}
+
 }  // namespace
+
+TEST_CASE("reciprocals of [1, 2) and sigmoids within 87 have the bits of divisions") {
+  check_exact<false>(0x3F800000u, Index{1} << 23);
+  check_exact<true>(0, 0x42AE0000);  // the bits of 87
+}
 
 TEST_CASE("fused quantising has the bits of the row kernel") {
   SUBCASE("bf16 to e4m3") { compare_rows<bf16, e4m3>(); }

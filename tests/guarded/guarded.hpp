@@ -100,7 +100,13 @@ class Guarded {
     if (++recording.runs == 1) return work();
     if (recording.runs == 2) {
       recording_ = &recording.launches;
-      work();
+      try {
+        work();
+      } catch (...) {
+        recording_ = nullptr;
+        recordings_.erase(key);
+        throw;
+      }
       recording_ = nullptr;
     } else {
       ++repeated_;

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -22,7 +23,7 @@
 #define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))
 
-struct uint2 {
+struct alignas(8) uint2 {
   unsigned x, y;
 };
 struct uint3 {
@@ -31,7 +32,7 @@ struct uint3 {
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
-struct float2 {
+struct alignas(8) float2 {
   float x, y;
 };
 struct alignas(16) float4 {
@@ -47,7 +48,8 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 
 namespace cuda_on_host {
 
-/// A multiprocessor that runs one block at a time. Shared memory is poisoned when a block starts.
+/// A multiprocessor that runs one block at a time. Dynamic shared memory is poisoned when a block
+/// starts; static shared memory keeps what the block before left.
 class Multiprocessor {
  public:
   static constexpr std::size_t shared_bytes = 227 << 10;
@@ -64,6 +66,7 @@ class Multiprocessor {
     current_ = this;
     grid_ = grid;
     threads_ = threads;
+    dynamic_bytes_ = dynamic_bytes;
     for (block_.y = 0; block_.y < grid.y; ++block_.y)
       for (block_.x = 0; block_.x < grid.x; ++block_.x) {
         std::memset(dynamic(), 0xFF, dynamic_bytes);
@@ -87,16 +90,25 @@ class Multiprocessor {
     return memory;
   }
 
+  /// Of the block that runs.
+  std::size_t dynamic_bytes() const { return dynamic_bytes_; }
+
   /// Of a thread: a value of its own to all of the block, and theirs.
   std::vector<int>& votes() { return votes_; }
 
-  /// Asynchronous copies of the running thread: nothing arrives before it waits.
+  /// Asynchronous copies of the running thread: each arrives at once, or not before it waits.
   struct Copy {
     void* to;
     const void* from;
     int bytes, zeros;
   };
-  void copy(const Copy& copy) { copies_of_thread().open.push_back(copy); }
+  void copy(const Copy& copy) {
+    random_ = random_ * 6364136223846793005u + 1442695040888963407u;
+    if (random_ >> 63)
+      arrive(copy);
+    else
+      copies_of_thread().open.push_back(copy);
+  }
   void end_group() {
     auto& copies = copies_of_thread();
     copies.groups.push_back(std::move(copies.open));
@@ -105,12 +117,7 @@ class Multiprocessor {
   void wait_for_copies(std::size_t pending) {
     auto& groups = copies_of_thread().groups;
     while (groups.size() > pending) {
-      for (const Copy& c : groups.front()) {
-        if (c.bytes) std::memcpy(c.to, c.from, static_cast<std::size_t>(c.bytes));
-        if (c.zeros)
-          std::memset(static_cast<std::byte*>(c.to) + c.bytes, 0,
-                      static_cast<std::size_t>(c.zeros));
-      }
+      for (const Copy& c : groups.front()) arrive(c);
       groups.erase(groups.begin());
     }
   }
@@ -120,6 +127,11 @@ class Multiprocessor {
     std::vector<Copy> open;
     std::vector<std::vector<Copy>> groups;
   };
+  static void arrive(const Copy& c) {
+    if (c.bytes) std::memcpy(c.to, c.from, static_cast<std::size_t>(c.bytes));
+    if (c.zeros)
+      std::memset(static_cast<std::byte*>(c.to) + c.bytes, 0, static_cast<std::size_t>(c.zeros));
+  }
   Copies& copies_of_thread() { return copies_[static_cast<std::size_t>(thread())]; }
 
   inline static Multiprocessor* current_ = nullptr;
@@ -127,6 +139,8 @@ class Multiprocessor {
   dim3 grid_;
   uint3 block_{};
   unsigned threads_ = 0;
+  std::size_t dynamic_bytes_ = 0;
+  std::uint64_t random_ = 1;
   std::vector<int> votes_ = std::vector<int>(emulated::Machine::most_threads);
   std::vector<Copies> copies_ = std::vector<Copies>(emulated::Machine::most_threads);
 };
@@ -235,7 +249,14 @@ constexpr T min(T a, T b) {
 enum cudaError_t { cudaSuccess };
 using cudaStream_t = void*;
 constexpr int cudaFuncAttributeMaxDynamicSharedMemorySize = 0;
-inline cudaError_t cudaFuncSetAttribute(auto, int, int) { return cudaSuccess; }
+inline std::map<const void*, int>& dynamic_bytes_allowed() {
+  static std::map<const void*, int> allowed;
+  return allowed;
+}
+inline cudaError_t cudaFuncSetAttribute(auto kernel, int, int bytes) {
+  dynamic_bytes_allowed()[reinterpret_cast<const void*>(kernel)] = bytes;
+  return cudaSuccess;
+}
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return "no error"; }

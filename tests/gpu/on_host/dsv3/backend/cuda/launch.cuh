@@ -8,7 +8,16 @@ namespace dsv3::detail {
 template <class... Parameters, class... Arguments>
 void launch(Cuda& cuda, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
             std::size_t bytes, const Arguments&... arguments) {
-  cuda.started(reinterpret_cast<void*>(kernel));
+  const auto* const name = reinterpret_cast<const void*>(kernel);
+  cuda.started(name);
+  const auto allowed = dynamic_bytes_allowed().find(name);
+  const std::size_t most = allowed == dynamic_bytes_allowed().end()
+                               ? 48 << 10
+                               : static_cast<std::size_t>(allowed->second);
+  if (bytes > most)
+    throw std::logic_error("a launch with " + std::to_string(bytes) +
+                           " bytes of dynamic shared memory, of which " + std::to_string(most) +
+                           " are allowed");
   cuda.multiprocessor().run(grid, threads, bytes, [&] { kernel(arguments...); });
 }
 

@@ -1,5 +1,6 @@
 // The instructions of ptx.cuh in words of C++, as the PTX manual defines them. An address of 32
-// bits counts from the dynamic shared memory. What a GPU faults at is an exception.
+// bits counts from the dynamic shared memory; one that is not aligned, or beyond what the launch
+// asked for, is an exception.
 #pragma once
 
 #include <dsv3/core/math.hpp>
@@ -19,6 +20,10 @@ unsigned char* at_shared(std::uint32_t address) {
   if (address % bytes != 0)
     throw std::logic_error("an address of shared memory (" + std::to_string(address) +
                            ") must be a multiple of " + std::to_string(bytes));
+  const std::size_t asked = cuda_on_host::here().dynamic_bytes();
+  if (address < cuda_on_host::Multiprocessor::shared_bytes && address + bytes > asked)
+    throw std::logic_error("an address of shared memory (" + std::to_string(address) +
+                           ") must lie within the launch's " + std::to_string(asked) + " bytes");
   return dynamic_shared() + static_cast<std::int32_t>(address);
 }
 
