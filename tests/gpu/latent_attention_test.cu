@@ -31,8 +31,9 @@ using latent_test::skipped;
 // One row in double, and the sum of the magnitudes that its errors are relative to.
 template <class C>
 __global__ void __launch_bounds__(128)
-    exact_rows(View<const bf16, 3> q_latent, View<const bf16, 3> q, CachePages<const C> pages,
-               CacheTable table, double scale, View<double, 3> o, View<double, 3> size) {
+    exact_rows_kernel(View<const bf16, 3> q_latent, View<const bf16, 3> q,
+                      CachePages<const C> pages, CacheTable table, double scale, View<double, 3> o,
+                      View<double, 3> size) {
   __shared__ double score[2048], largest, all;
   const Index heads = o.extent(1), t = blockIdx.x / heads, head = blockIdx.x % heads;
   const Index width = o.extent(2), rope = pages.rope.extent(1), nope = q.extent(2) - rope;
@@ -218,8 +219,8 @@ struct Fixture {
                              {sum.data, {count, shape.heads, shape.latent}},
                              {o_rows.data, {count, shape.heads, shape.latent}}});
     Device<double> exact(rows * shape.latent), size(rows * shape.latent);
-    dsv3::detail::launch(cuda, exact_rows<C>, static_cast<unsigned>(rows), 128, 0, ql, qq, pages,
-                         table, scale,
+    dsv3::detail::launch(cuda, exact_rows_kernel<C>, static_cast<unsigned>(rows), 128, 0, ql, qq,
+                         pages, table, scale,
                          View<double, 3>{exact.data, {count, shape.heads, shape.latent}},
                          View<double, 3>{size.data, {count, shape.heads, shape.latent}});
     cuda.wait("test");
