@@ -4,7 +4,6 @@
 
 #include <dsv3/core/buffer.hpp>
 #include <memory>
-#include <set>
 
 #include "gpu/on_host/language.hpp"
 
@@ -54,16 +53,12 @@ class Cuda {
   }
 
   cuda_on_host::Multiprocessor& multiprocessor() { return multiprocessor_; }
-  void started(const void* kernel) { kernels_.insert(kernel); }
-  /// How many different kernels have started.
-  std::size_t kernels() const { return kernels_.size(); }
 
  private:
   CudaOptions options_;
   Fault fault_;
   std::unique_ptr<std::byte[]> workspace_{new std::byte[workspace_bytes]};
   cuda_on_host::Multiprocessor multiprocessor_;
-  std::set<const void*> kernels_;
 };
 
 inline void* allocate(Cuda&, Index bytes) {

@@ -9,7 +9,6 @@ template <class... Parameters, class... Arguments>
 void launch(Cuda& cuda, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
             std::size_t bytes, const Arguments&... arguments) {
   const auto* const name = reinterpret_cast<const void*>(kernel);
-  cuda.started(name);
   const auto allowed = dynamic_bytes_allowed().find(name);
   const std::size_t most = allowed == dynamic_bytes_allowed().end()
                                ? 48 << 10
